@@ -1,0 +1,40 @@
+# `make` lists what can be done.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help demo test notebooks export docs clean
+
+help:  ## list what can be done
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# On Linux the newest torch brings gigabytes of CUDA; the tested version serves every processor.
+$(STAMP): settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## tune on the sample clip, edit it four ways, write demo/index.html
+	$(BIN)/tune-a-video demo --out demo
+
+test: $(STAMP)  ## every notebook and every test
+	$(BIN)/pytest
+
+notebooks: $(STAMP)  ## run all chapters from the top and save their outputs
+	$(BIN)/python tests/run_notebooks.py nbs/*.ipynb
+	$(BIN)/nbdev-clean
+
+export: $(STAMP)  ## write the package from the notebooks, and clean them
+	$(BIN)/nbdev-clean
+	$(BIN)/nbdev-export
+
+docs: $(STAMP)  ## render the site into _docs/ (needs Quarto)
+	@command -v quarto >/dev/null || { echo "quarto is not on PATH: get it from https://quarto.org/docs/get-started, then run make docs again" >&2; exit 1; }
+	quarto render
+
+clean:  ## remove what can be made again
+	rm -rf .venv _docs build dist *.egg-info demo
