@@ -1,0 +1,218 @@
+"The terminal: what it makes, what it says when something is wrong, and that nothing half-written is left."
+import json, re, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from tune_a_video_nbs.cli import app, check_free, text_table, whole_folder
+
+RED, BLUE, NIGHT = (f"a {s} is bouncing {p}" for s, p in (("red star", "on the grass"), ("blue star", "on the grass"), ("red star", "on a night sky")))
+FAST = ("--steps", 2)
+
+
+@pytest.fixture
+def call(capfd, tmp_path, monkeypatch):
+    "Type a command in an empty folder: exit code, stdout, stderr."
+    monkeypatch.chdir(tmp_path)
+    def run(*args):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop: app([str(a) for a in args], prog_name="tune-a-video")
+        out, err = capfd.readouterr()
+        return stop.value.code or 0, out, err
+    return run
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    "An mp4 of four frames."
+    from tune_a_video_nbs.sprites import draw_clip
+    from tune_a_video_nbs.video import write_clip
+    return write_clip(tmp_path_factory.mktemp("clips")/"star.mp4", draw_clip(RED, 4))
+
+
+@pytest.fixture(scope="module")
+def tuned(clip, tmp_path_factory):
+    "A run, tuned for two steps; copy it before you change it."
+    from tune_a_video_nbs.cli import run_tune
+    out = tmp_path_factory.mktemp("runs")/"star"
+    run_tune(clip, RED, out, frames=4, steps=2)
+    return out
+
+
+@pytest.fixture
+def run(tuned, tmp_path): return Path(shutil.copytree(tuned, tmp_path/"star"))
+
+
+def one_line(err, *words):
+    lines = err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("tune-a-video: "), err
+    for w in words: assert w in lines[0], err
+
+
+def everything(folder): return sorted(str(p) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("args, words", [
+    (("tune", "nowhere.mp4", RED), ["no such file", "nowhere.mp4"]),
+    (("tune", "notes.mp4", RED), ["notes.mp4 is not a video"]),
+    (("tune", "CLIP", RED), ["star.mp4 has 4 frames", "16 were asked"]),
+    (("tune", "CLIP", RED, "--frames", 2, "--start", 3), ["star.mp4 has 4 frames", "start 3"]),
+    (("tune", "CLIP", "  "), ["caption is empty"]),
+    (("tune", "CLIP", RED, "--frames", 4, "--out", "taken"), ["taken holds another run", "--out", "remove it"]),
+    (("tune", "CLIP", RED, "--frames", 4, "--out", "notes.mp4"), ["notes.mp4 is a file"]),
+    (("tune", "CLIP", RED, "--frames", 4, "--out", "."), ["--out"]),
+    (("tune", "CLIP", RED, "--frames", 4, "--model", "spirtes"), ["no model called 'spirtes'", "'sprites'"]),
+    (("demo", "--out", "taken"), ["taken holds another run"]),
+    (("edit", "nowhere", BLUE), ["nowhere is no run"]),
+    (("edit", "taken", " "), ["prompt is empty"]),
+    (("train-miniature", "taken"), ["taken holds something else"]),
+    (("evaluate", "--out", "taken"), ["taken is a folder"]),
+])
+def test_bad_input_is_one_line(call, clip, tmp_path, args, words):
+    (tmp_path/"notes.mp4").write_text("not a film at all")
+    (tmp_path/"taken").mkdir(); (tmp_path/"taken"/"run.json").write_text("{}")
+    before = everything(tmp_path)
+    code, out, err = call(*(clip if a == "CLIP" else a for a in args))
+    assert code == 1 and out == ""
+    one_line(err, *words)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("args", [("tune",), ("fly",), ("tune", "a.mp4", RED, "--frames", 0), ("tune", "a.mp4", RED, "--steps", "many"), ("edit", "run")])
+def test_misused_options_exit_with_two(call, tmp_path, args):
+    code, out, err = call(*args)
+    assert code == 2 and "Error" in err and everything(tmp_path) == []
+
+
+def test_a_size_that_does_not_fit_the_model(call, clip, tmp_path):
+    code, _, err = call("tune", clip, RED, "--frames", 4, "--size", 60)
+    assert code == 1 and everything(tmp_path) == []
+    one_line(err, "size is 60", "multiples of 8", "56")
+
+
+def test_tune_then_edit_then_edit_again(call, clip, tmp_path):
+    code, out, err = call("tune", clip, RED, "--frames", 4, *FAST)
+    run = tmp_path/"runs"/"star"
+    assert code == 0 and "tune-a-video edit runs/star" in out, err
+    assert not re.search("warning|torchvision|Loading", err), err
+    assert sorted(p.name for p in run.iterdir()) == ["frames", "run.json", "source.mp4", "tuned.safetensors"]
+    about = json.loads((run/"run.json").read_text())
+    assert (about["caption"], about["frames"], about["size"], about["settings"]["tune_steps"]) == (RED, 4, 64, 2)
+
+    code, out, err = call("edit", "runs/star", BLUE, NIGHT, *FAST, "--guidance", 3, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert len(out.splitlines()) == 1 and told["run"] == "runs/star" and [e["prompt"] for e in told["edits"]] == [BLUE, NIGHT]
+    code, out, err = call("edit", "runs/star", BLUE, *FAST)
+    assert code == 0 and "index.html" in out and "path_error" in out
+
+    scores = json.loads((run/"scores.json").read_text())
+    assert [e["file"] for e in scores] == [f"edits/{n}-{p.replace(' ', '-')}.mp4" for n, p in (("01", BLUE), ("02", NIGHT), ("03", BLUE))]
+    assert scores[:2] == told["edits"] and scores[0]["settings"]["guidance_scale"] == 3 and scores[0]["settings"]["num_inference_steps"] == 2
+    for e in scores: assert 0 <= e["score"]["all"] <= 1 and e["reconstruction_psnr"] > 5 and (run/e["file"]).stat().st_size > 500
+    page = (run/"index.html").read_text()
+    assert page.count("<video") == 4 and RED in page and NIGHT in page
+    assert not re.search(r"""https?:|src=(?!["']data:)|<link|@import|url\(""", page)          # it loads nothing
+    assert not [p for p in tmp_path.rglob("*") if ".part" in p.name]
+
+
+def test_a_run_keeps_its_frames(run, clip):
+    from tune_a_video_nbs.video import read_clip
+    assert (read_clip(run/"frames", None) == read_clip(clip, None)).all()
+
+
+def test_unknown_words_are_told_with_the_known(call, run):
+    code, _, err = call("edit", run, "a blue dragon is bouncing on the grass", *FAST)
+    said = [line for line in err.splitlines() if "warning" in line]
+    assert code == 0 and len(said) == 1 and said[0].startswith("tune-a-video: warning: ")
+    assert "'dragon'" in said[0] and "star" in said[0] and "bouncing" in said[0]
+    assert json.loads((run/"scores.json").read_text())[0]["score"] is None                       # no exact answer
+
+
+@pytest.mark.parametrize("error, code, word", [(KeyboardInterrupt(), 130, "stopped"), (OSError(28, "No space left on device", "tuned.safetensors"), 1, "No space left")])
+def test_a_stopped_tuning_leaves_nothing(call, clip, tmp_path, monkeypatch, error, code, word):
+    from tune_a_video_nbs.edit import TuneAVideoPipeline
+    def stop(self, path):
+        assert (Path(path).parent/"frames").is_dir()     # it was half-written
+        raise error
+    monkeypatch.setattr(TuneAVideoPipeline, "save_tuned", stop)
+    got, out, err = call("tune", clip, RED, "--frames", 4, *FAST)
+    assert got == code and out == "" and everything(tmp_path) == []
+    one_line(err.splitlines()[-1], word)
+
+
+def test_a_stopped_edit_keeps_what_is_whole(call, run, monkeypatch):
+    from tune_a_video_nbs import video
+    write, calls = video.write_clip, []
+    def stop_at_the_second(path, clip):
+        calls.append(path)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return write(path, clip)
+    monkeypatch.setattr(video, "write_clip", stop_at_the_second)
+    code, _, err = call("edit", run, BLUE, NIGHT, *FAST)
+    assert code == 130 and err.splitlines()[-1] == "tune-a-video: stopped"
+    assert [e["prompt"] for e in json.loads((run/"scores.json").read_text())] == [BLUE]
+    assert len(list((run/"edits").iterdir())) == 1 and NIGHT not in (run/"index.html").read_text()
+
+
+def test_a_damaged_run_is_one_line(call, run):
+    (run/"tuned.safetensors").write_bytes(b"half a file")
+    code, _, err = call("edit", run, BLUE, *FAST)
+    assert code == 1 and not (run/"edits").exists() and not (run/"scores.json").exists()
+    one_line(err.splitlines()[-1], "tuned.safetensors", "no whole safetensors file")
+
+
+def test_a_bug_still_shows_where(call, clip, monkeypatch, tmp_path):
+    from tune_a_video_nbs.edit import TuneAVideoPipeline
+    monkeypatch.setattr(TuneAVideoPipeline, "tune", lambda *_, **__: [][0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IndexError): app(["tune", str(clip), RED, "--frames", "4"], prog_name="tune-a-video")
+    assert everything(tmp_path) == []
+
+
+def test_models_lists_words(call):
+    code, out, _ = call("models")
+    assert code == 0 and re.search(r"^sprites .*knows: .*\bbouncing\b.*\bstar\b", out, re.M)
+
+
+def test_a_demo_that_stops_leaves_nothing(call, tmp_path, monkeypatch):
+    from tune_a_video_nbs import cli
+    def stop(clip, caption, out, **_):
+        out.mkdir(exist_ok=True); (out/"half").write_text("")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "run_tune", stop)
+    code, _, err = call("demo", "--out", "deep/demo")
+    assert code == 130 and everything(tmp_path) == []
+
+
+def test_whole_folder_replaces_an_empty_one(tmp_path):
+    (tmp_path/"run").mkdir()
+    with whole_folder(tmp_path/"run") as part:
+        (part/"a").write_text("a")
+        assert not (tmp_path/"run"/"a").exists()
+    assert everything(tmp_path) == [str(tmp_path/"run"), str(tmp_path/"run"/"a")]
+    with pytest.raises(FileExistsError): check_free(tmp_path/"run")
+
+
+def test_a_table_has_all_columns():
+    assert text_table([dict(a="x", b=.12345), dict(a="y", c=None, d=2)]).splitlines() == ["a  b      c  d", "x  0.123", "y            2"]
+
+
+def script(*args, **kwargs): return [sys.executable, "-c", "from tune_a_video_nbs.cli import main; main()", *map(str, args)]
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from tune_a_video_nbs.cli import app\ntry: app(['--help'])\nexcept SystemExit: print(sorted({'torch', 'diffusers', 'matplotlib'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert out.stdout.splitlines()[-1] == "[]" and "evaluate" in out.stdout, out.stderr
+
+
+@pytest.mark.parametrize("kill, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_true_ctrl_c_or_kill_leaves_nothing(clip, tmp_path, kill, code):
+    p = subprocess.Popen(script("tune", clip, RED, "--frames", 4, "--steps", 100_000), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.time() + 300
+        while not list(tmp_path.glob("runs/.star.part-*/frames")) and p.poll() is None and time.time() < until: time.sleep(.2)
+        p.send_signal(kill)
+        err = p.communicate(timeout=120)[1]
+    finally: p.kill()
+    assert p.returncode == code and "Traceback" not in err, err
+    assert everything(tmp_path) == []
