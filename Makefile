@@ -28,9 +28,10 @@ notebooks: $(STAMP)  ## run all chapters from the top and save their outputs
 	$(BIN)/python tests/run_notebooks.py nbs/*.ipynb
 	$(BIN)/nbdev-clean
 
-export: $(STAMP)  ## write the package from the notebooks, and clean them
+export: $(STAMP)  ## write package and README from the notebooks, and clean them
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
+	$(BIN)/python tests/make_readme.py
 
 docs: $(STAMP)  ## render the site into _docs/ (needs Quarto)
 	@command -v quarto >/dev/null || { echo "quarto is not on PATH: get it from https://quarto.org/docs/get-started, then run make docs again" >&2; exit 1; }

@@ -7,7 +7,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/edit.html.md"""
 # %% auto #0
 __all__ = ['PAPER', 'ClipOutput', 'encode_clip', 'decode_clip', 'TuneAVideoPipeline']
 
-# %% ../nbs/10_edit.ipynb #f4e5ea4a
+# %% ../nbs/10_edit.ipynb #3ed34bc8
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .video import clip_to_tensor, fold, tensor_to_clip, unfold
 from .inflate import VideoUNet, inflate
 from .tune import load_tuned, save_tuned, tune
 
-# %% ../nbs/10_edit.ipynb #0850957c
+# %% ../nbs/10_edit.ipynb #822d1806
 PAPER = dict(tune_steps=500, lr=3e-5, batch=1, num_inference_steps=50, guidance_scale=12.5, strength=1., invert_with="")  # the authors' settings
 
 @dataclass
@@ -29,7 +29,7 @@ class ClipOutput(BaseOutput):
     "What the pipeline returns."
     frames: np.ndarray   # uint8 (b, f, h, w, 3), or latents (b, c, f, h, w) if asked for
 
-# %% ../nbs/10_edit.ipynb #3a13465f
+# %% ../nbs/10_edit.ipynb #daab8c43
 def _multiple(pipe): return 2**(len(pipe.vae.config.block_out_channels) - 1)
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def decode_clip(pipe, latents: Tensor): # scaled latents (b, c, f, h, w) -> uint
     z = fold(latents/pipe.vae.config.scaling_factor).to(pipe.vae.dtype)
     return tensor_to_clip(unfold(torch.cat([pipe.vae.decode(part).sample for part in z.split(8)]), latents.shape[2]))
 
-# %% ../nbs/10_edit.ipynb #a73769b0
+# %% ../nbs/10_edit.ipynb #257e9a77
 def _tune(self,
           clip,                    # uint8 (f, h, w, 3)
           caption: str,            # what it shows
@@ -129,7 +129,7 @@ def _start(pipe, latents, b, num_frames, height, width, generator):
     if not latents.isfinite().all(): raise ValueError("the latents hold NaN or infinity: invert the clip again, in float32 if need be")
     return latents.to(pipe._execution_device, pipe.unet.dtype).expand(b, *latents.shape[1:])
 
-# %% ../nbs/10_edit.ipynb #1212c1c6
+# %% ../nbs/10_edit.ipynb #82ef0c69
 class TuneAVideoPipeline(DiffusionPipeline):
     "One-shot video tuning (Wu et al. 2023) on any Stable Diffusion: tune on a clip, invert it, draw it again with other words."
     model_cpu_offload_seq = "text_encoder->unet->vae"

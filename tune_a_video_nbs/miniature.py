@@ -9,7 +9,7 @@ __all__ = ['TOKENS', 'build_vae', 'stills_batch', 'vae_loss', 'Curve', 'read_cur
            'build_text_encoder', 'build_unet', 'build_scheduler', 'encode_stills', 'still_loss', 'train_unet',
            'save_miniature']
 
-# %% ../nbs/05_miniature.ipynb #61ecbb86
+# %% ../nbs/05_miniature.ipynb #fa5d49ed
 import json, time
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -21,7 +21,7 @@ from .sprites import Scenes, coverage, random_stills, render
 from tqdm.auto import tqdm
 from .ddpm import fit, q_sample, snr
 
-# %% ../nbs/05_miniature.ipynb #f3969d83
+# %% ../nbs/05_miniature.ipynb #052c8d44
 def build_vae() -> AutoencoderKL:
     "A 64x64 picture to 4 channels of 8x8, as Stable Diffusion's eightfold reduction."
     vae = AutoencoderKL(block_out_channels=(16, 32, 64, 64), down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4,
@@ -88,7 +88,7 @@ def train_vae(folder: str|Path,   # gets `vae/`, `vae.ckpt` and the curve `vae.j
     vae.save_pretrained(folder/"vae")
     return vae
 
-# %% ../nbs/05_miniature.ipynb #a60e606e
+# %% ../nbs/05_miniature.ipynb #7e91805a
 def build_vae() -> AutoencoderKL:
     "A 64x64 picture to 4 channels of 8x8, as Stable Diffusion's eightfold reduction."
     vae = AutoencoderKL(block_out_channels=(16, 32, 64, 64), down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4,
@@ -155,7 +155,7 @@ def train_vae(folder: str|Path,   # gets `vae/`, `vae.ckpt` and the curve `vae.j
     vae.save_pretrained(folder/"vae")
     return vae
 
-# %% ../nbs/05_miniature.ipynb #f49426ae
+# %% ../nbs/05_miniature.ipynb #db2e92e0
 TOKENS = 20   # the longest caption has 15 words; one place each for start and end
 
 def build_tokenizer():
@@ -188,7 +188,7 @@ def build_scheduler() -> DDIMScheduler:
     "Stable Diffusion's noise schedule."
     return DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
-# %% ../nbs/05_miniature.ipynb #b2eba67a
+# %% ../nbs/05_miniature.ipynb #b5f96928
 @torch.no_grad()
 def encode_stills(vae, tokenizer, n: int, generator: torch.Generator, batch: int = 256) -> tuple[Tensor, Tensor, Tensor]:
     "`n` captioned stills as latent means (n, 4, 8, 8), token ids (n, TOKENS) and weights (n, 1, 8, 8): 1 near a sprite, else 0."
