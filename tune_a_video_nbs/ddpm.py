@@ -10,7 +10,7 @@ __all__ = ['PREDICTION_TYPES', 'alphas_cumprod', 'linear_schedule', 'scaled_line
            'save_atomic', 'fit']
 
 # %% ../nbs/02_ddpm.ipynb #943e87b4
-import json, math, os
+import math, os
 from pathlib import Path
 import torch, torch.nn.functional as F
 from einops import rearrange

@@ -30,73 +30,7 @@ def build_vae() -> AutoencoderKL:
         vae.quant_conv.bias[4:] = -6.; vae.quant_conv.weight[4:] *= .1
     return vae
 
-def stills_batch(n: int, generator: torch.Generator, counts=(.08, .77, .15)) -> tuple:
-    "Pixels (n, 3, h, w) in [-1, 1], captions, and the sprites' mask (n, 1, h, w)."
-    sc, captions = random_stills(n, generator, counts=counts)
-    mask = coverage(sc)[0].amax(1, keepdim=True)
-    return rearrange(render(sc), "n h w c -> n c h w")*2 - 1, captions, mask
-
-def vae_loss(vae: AutoencoderKL,
-             x: Tensor,               # pictures in [-1, 1], (n, 3, h, w)
-             mask: Tensor,            # where the sprites are, (n, 1, h, w) in [0, 1]
-             generator: torch.Generator,
-             sprite_weight: float = 4., # how much more a sprite's pixel counts than the background's
-             kl_weight: float = 5e-4,
-            ) -> Tensor:              # scalar
-    "Weighted L1 and squared error, L1 of the differences between neighbours, and a small KL to a standard normal."
-    moments = vae.encode(x).latent_dist
-    z = moments.mean + moments.std*torch.randn(moments.mean.shape, generator=generator)
-    d, w = vae.decode(z).sample.float() - x, 1 + (sprite_weight - 1)*mask
-    rec  = (w*(d.abs() + 4*d*d)).mean()
-    grad = (w[..., 1:]*d.diff(dim=-1).abs()).mean() + (w[..., 1:, :]*d.diff(dim=-2).abs()).mean()
-    kl = .5*(moments.mean**2 + moments.var - 1 - moments.logvar).mean()
-    return rec + .5*grad + kl_weight*kl
-
-class Curve:
-    "A callback that appends one JSON line every `every` steps: step, mean loss since the last line, seconds of training so far."
-    def __init__(self, path, every=50):
-        self.path, self.every, self.losses = Path(path), every, []
-        before = read_curve(path)[-1]["seconds"] if self.path.exists() else 0    # a resumed run goes on counting
-        self.start = time.time() - before
-
-    def __call__(self, step, loss, average):
-        self.losses.append(loss)
-        if (step + 1) % self.every: return
-        line = dict(step=step + 1, loss=round(sum(self.losses)/len(self.losses), 5), seconds=round(time.time() - self.start, 1))
-        with self.path.open("a") as f: f.write(json.dumps(line) + "\n")
-        self.losses = []
-
-def read_curve(path) -> list[dict]: # one per line, in the order of steps
-    "Where a run was resumed from an earlier checkpoint, the later line of a step counts."
-    return list({line["step"]: line for line in map(json.loads, Path(path).read_text().splitlines())}.values())
-
-def train_vae(folder: str|Path,   # gets `vae/`, `vae.ckpt` and the curve `vae.jsonl`
-              steps: int = 4000, batch: int = 16, lr: float = 1.2e-3, seed: int = 0) -> AutoencoderKL:
-    "Train the autoencoder and save it to `folder/vae`; resumes from `folder/vae.ckpt`."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed); generator = torch.Generator().manual_seed(seed)
-    vae = build_vae().to(memory_format=torch.channels_last)
-    def loss_fn(step):
-        x, _, mask = stills_batch(batch, generator)
-        with torch.autocast("cpu", torch.bfloat16): return vae_loss(vae, x.contiguous(memory_format=torch.channels_last), mask, generator, kl_weight=5e-4 if step < .7*steps else 4e-3)
-    average = fit(loss_fn, dict(vae.named_parameters()), steps, lr, warmup=100, ema=.999, checkpoint=folder/"vae.ckpt",
-                  every=250, generator=generator, callback=Curve(folder/"vae.jsonl"), progress="autoencoder")
-    vae.load_state_dict({**vae.state_dict(), **average})
-    with torch.no_grad():
-        x, *_ = stills_batch(512, torch.Generator().manual_seed(seed + 1))
-        vae.register_to_config(scaling_factor=1/vae.encode(x).latent_dist.mean.std().item())
-    vae.save_pretrained(folder/"vae")
-    return vae
-
 # %% ../nbs/05_miniature.ipynb #7e91805a
-def build_vae() -> AutoencoderKL:
-    "A 64x64 picture to 4 channels of 8x8, as Stable Diffusion's eightfold reduction."
-    vae = AutoencoderKL(block_out_channels=(16, 32, 64, 64), down_block_types=("DownEncoderBlock2D",)*4, up_block_types=("UpDecoderBlock2D",)*4,
-                         latent_channels=4, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False, sample_size=64)
-    with torch.no_grad():   # begin with hardly any noise in the latents, or the decoder learns to ignore them
-        vae.quant_conv.bias[4:] = -6.; vae.quant_conv.weight[4:] *= .1
-    return vae
-
 def stills_batch(n: int, generator: torch.Generator, counts=(.08, .77, .15)) -> tuple:
     "Pixels (n, 3, h, w) in [-1, 1], captions, and the sprites' mask (n, 1, h, w)."
     sc, captions = random_stills(n, generator, counts=counts)
@@ -119,6 +53,7 @@ def vae_loss(vae: AutoencoderKL,
     kl = .5*(moments.mean**2 + moments.var - 1 - moments.logvar).mean()
     return rec + .5*grad + kl_weight*kl
 
+# %% ../nbs/05_miniature.ipynb #c0ffee01
 class Curve:
     "A callback that appends one JSON line every `every` steps: step, mean loss since the last line, seconds of training so far."
     def __init__(self, path, every=50):
@@ -137,6 +72,7 @@ def read_curve(path) -> list[dict]: # one per line, in the order of steps
     "Where a run was resumed from an earlier checkpoint, the later line of a step counts."
     return list({line["step"]: line for line in map(json.loads, Path(path).read_text().splitlines())}.values())
 
+# %% ../nbs/05_miniature.ipynb #c0ffee02
 def train_vae(folder: str|Path,   # gets `vae/`, `vae.ckpt` and the curve `vae.jsonl`
               steps: int = 4000, batch: int = 16, lr: float = 1.2e-3, seed: int = 0) -> AutoencoderKL:
     "Train the autoencoder and save it to `folder/vae`; resumes from `folder/vae.ckpt`."
