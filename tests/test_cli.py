@@ -207,7 +207,8 @@ def test_help_does_not_wait_for_torch():
 
 @pytest.mark.parametrize("kill, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_true_ctrl_c_or_kill_leaves_nothing(clip, tmp_path, kill, code):
-    p = subprocess.Popen(script("tune", clip, RED, "--frames", 4, "--steps", 100_000), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(script("tune", clip, RED, "--frames", 4, "--steps", 100_000), cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a shell's background job ignores it
     try:
         until = time.time() + 300
         while not list(tmp_path.glob("runs/.star.part-*/frames")) and p.poll() is None and time.time() < until: time.sleep(.2)

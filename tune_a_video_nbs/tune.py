@@ -7,7 +7,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/tune.html.md"""
 # %% auto #0
 __all__ = ['LEARNS', 'trainable_names', 'tune', 'save_tuned', 'load_tuned']
 
-# %% ../nbs/09_tune.ipynb #957e4c79
+# %% ../nbs/09_tune.ipynb #e4781cbf
 import json
 from pathlib import Path
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from .ddpm import ddpm_loss, fit, save_atomic
 from .inflate import VideoUNet
 
-# %% ../nbs/09_tune.ipynb #490f1b9e
+# %% ../nbs/09_tune.ipynb #2c5ccfc3
 LEARNS = ("attn1.to_q", "attn2.to_q", "attn_temp")   # Tune-A-Video, section 3.3: both queries and all of temporal attention
 
 def trainable_names(unet: VideoUNet,
@@ -26,7 +26,7 @@ def trainable_names(unet: VideoUNet,
     "The parameters that learn from the clip; all others stay as the image model has them."
     return [n for n, _ in unet.named_parameters() if any(part in n for part in learns)]
 
-# %% ../nbs/09_tune.ipynb #95cf9429
+# %% ../nbs/09_tune.ipynb #fafda9df
 def tune(unet: VideoUNet,            # changed in place
          latents: Tensor,            # the clip, encoded and scaled, (1, c, f, h, w)
          text: Tensor,               # its caption, encoded, (1, n, d)
@@ -66,7 +66,7 @@ def tune(unet: VideoUNet,            # changed in place
         unet.requires_grad_(False).train(was_training)
     return losses
 
-# %% ../nbs/09_tune.ipynb #4cb11fed
+# %% ../nbs/09_tune.ipynb #4042cb8a
 def save_tuned(unet: VideoUNet,
                path: str|Path,          # a .safetensors file
                learns: tuple = LEARNS,
