@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
-from tune_a_video_nbs.inflate import inflate
+from tune_a_video_nbs.inflate import VideoUNet, inflate
 from tune_a_video_nbs.tune import trainable_names
 
 HERE = Path(__file__).parent/"parity"
@@ -48,3 +48,9 @@ def test_training_step(unet, checkpointing):
     assert abs(loss.item() - FACTS["loss"]) <= 1e-6*FACTS["loss"]
     for n, p in learning.items():
         assert p.grad.norm().item() == pytest.approx(FACTS["grad_norms"][n], rel=4*FACTS["grad_norm_noise"]), n
+
+def test_saved_norms_are_not_silently_another(unet, tmp_path):
+    "A saved video network says which norms it has; asking for others is an error, not a silent choice."
+    unet.save_pretrained(tmp_path)
+    assert VideoUNet.from_pretrained(tmp_path, frame_norm="shared").config.frame_norm == "shared"
+    with pytest.raises(ValueError, match="was saved with frame_norm='shared'"): VideoUNet.from_pretrained(tmp_path, frame_norm="per_frame")

@@ -144,8 +144,12 @@ class VideoUNet(UNet2DConditionModel):
                         **kwargs):                   # as diffusers' `from_pretrained`
         "Load a video UNet, or inflate an image UNet read from `folder`."
         where = {k: kwargs[k] for k in ("subfolder", "revision", "cache_dir", "local_files_only", "token") if k in kwargs}
-        if cls.load_config(folder, **where)["_class_name"] == cls.__name__: return super().from_pretrained(folder, **kwargs)
-        return inflate(UNet2DConditionModel.from_pretrained(folder, **kwargs), **({"frame_norm": frame_norm} if frame_norm else {}))
+        config = cls.load_config(folder, **where)
+        if config["_class_name"] != cls.__name__:
+            return inflate(UNet2DConditionModel.from_pretrained(folder, **kwargs), **({"frame_norm": frame_norm} if frame_norm else {}))
+        if frame_norm not in (None, config["frame_norm"]):
+            raise ValueError(f"{folder} was saved with frame_norm={config['frame_norm']!r}, not {frame_norm!r}: inflate the image model anew")
+        return super().from_pretrained(folder, **kwargs)
 
 # %% ../nbs/08_inflate.ipynb #1345730a
 def inflate(image_unet: UNet2DConditionModel, # left as it was
