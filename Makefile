@@ -28,7 +28,8 @@ notebooks: $(STAMP)  ## run all chapters from the top and save their outputs
 	$(BIN)/python tests/run_notebooks.py nbs/*.ipynb
 	$(BIN)/nbdev-clean
 
-export: $(STAMP)  ## write package and README from the notebooks, and clean them
+export: $(STAMP)  ## write package, badges and README from the notebooks, and clean them
+	$(BIN)/python tests/make_badges.py
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
 	$(BIN)/python tests/make_readme.py

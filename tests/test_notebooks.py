@@ -33,6 +33,10 @@ def test_package_is_what_the_notebooks_export():
                 body = source.split("\n", 1)[1].strip()
                 assert body.split("from tune_a_video_nbs")[0].strip() in module, f"{path.name} and {name}.py differ: make export"
 
+def test_every_chapter_opens_in_colab():
+    from make_badges import CHAPTERS, with_badge
+    for path in CHAPTERS: assert with_badge(path)["cells"] == json.loads(path.read_text(encoding="utf-8"))["cells"], f"{path.name}: make export"
+
 def test_readme_is_made_from_the_index():
     from make_readme import readme
     assert (ROOT/"README.md").read_text(encoding="utf-8") == readme(), "make export writes README.md"

@@ -8,7 +8,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/evaluate.html.md""
 __all__ = ['KINDS', 'SCORES', 'held_out_prompts', 'still_scores', 'edit_prompts', 'sprite_jobs', 'run_job', 'sprite_table',
            'summary']
 
-# %% ../nbs/11_evaluate.ipynb #2ccc7074
+# %% ../nbs/11_evaluate.ipynb #3885e0b6
 import copy, json, time
 from dataclasses import replace
 import numpy as np, torch
@@ -18,7 +18,7 @@ from .sprites import (COLOURS, MOTIONS, PLACES, SHAPES, Description, _draw_tripl
 from .ldm import load_image_model
 from .edit import TuneAVideoPipeline
 
-# %% ../nbs/11_evaluate.ipynb #c3799821
+# %% ../nbs/11_evaluate.ipynb #dc93d51c
 def held_out_prompts(n: int, seed: int = 0, motion: bool = False) -> list[Description]: # each of a triple never trained on
     "Random descriptions of held-out (shape, colour, place) triples; with `motion`, each of the eight motions in turn."
     g = torch.Generator().manual_seed(seed)
@@ -42,7 +42,7 @@ def still_scores(pipe=None,      # diffusers' text-to-image pipeline; the miniat
              for k, names in dict(colour=list(COLOURS), shape=SHAPES, place=list(PLACES)).items()}
     return {k: float(v.mean()) for k, v in right.items()} | {"all": float(np.all(list(right.values()), axis=0).mean())}
 
-# %% ../nbs/11_evaluate.ipynb #f90fcf18
+# %% ../nbs/11_evaluate.ipynb #19d34446
 KINDS = ("colour", "shape", "place", "everything")
 
 def edit_prompts(d: Description, g: torch.Generator) -> dict[str, str]: # kind of edit -> prompt
@@ -80,7 +80,7 @@ def run_job(pipe: TuneAVideoPipeline, # tuned in place: give each job a fresh on
     rows = [dict(kind=k, prompt=prompts[k], **score_edit(clips[k], prompts[k], source, caption, draw(prompts[k])), **common) for k in kinds]
     return rows, clips
 
-# %% ../nbs/11_evaluate.ipynb #ac822759
+# %% ../nbs/11_evaluate.ipynb #74c6a315
 def sprite_table(clips: int = 12, part: str = "report", seed: int = 0, num_frames: int = 16, model="sprites", progress: bool = True,
                  **kwargs,            # as `run_job`
                 ) -> dict:            # per kind of edit: mean of each score; and all the rows

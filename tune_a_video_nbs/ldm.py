@@ -8,7 +8,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/ldm.html.md"""
 __all__ = ['bundled', 'model_path', 'quiet', 'load_image_model', 'known_words', 'unknown_words', 'check_prompt', 'encode_text',
            'guide']
 
-# %% ../nbs/04_ldm.ipynb #b5037e9e
+# %% ../nbs/04_ldm.ipynb #49c1fbad
 import re, warnings
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-# %% ../nbs/04_ldm.ipynb #1b3a520f
+# %% ../nbs/04_ldm.ipynb #897c6a40
 def bundled() -> list[str]: # names
     "The models that ship inside this package."
     return sorted(p.name for p in (files("tune_a_video_nbs")/"assets").iterdir() if (p/"model_index.json").is_file())
@@ -32,6 +32,7 @@ def model_path(name: str|Path, # "sprites", a folder in diffusers' layout, or a 
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)): return str(name)
     raise FileNotFoundError(f"no model called {str(name)!r}: use {', '.join(map(repr, bundled()))}, a model folder, or a Hub name like 'owner/model'")
 
+# %% ../nbs/04_ldm.ipynb #9427af06
 def quiet():
     "Silence the loading bars and the advice of transformers and diffusers; downloads keep their bar."
     import diffusers, huggingface_hub.utils, transformers
@@ -48,7 +49,7 @@ def load_image_model(name: str|Path = "sprites", # as `model_path`
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
-# %% ../nbs/04_ldm.ipynb #b855bd69
+# %% ../nbs/04_ldm.ipynb #5758ad51
 def known_words(tokenizer) -> list[str]: # sorted; empty for a full-sized tokenizer, which can spell anything
     "The closed list of words that a miniature was trained on, kept in its tokenizer's config."
     return list(tokenizer.init_kwargs.get("words", []))
@@ -68,7 +69,7 @@ def check_prompt(tokenizer, prompt: str) -> str: # `prompt`, stripped
         warnings.warn(f"the prompt has {len(ids)} tokens and the model reads {most}; cut off: {tokenizer.decode(ids[most - 1:-1])!r}")
     return prompt.strip()
 
-# %% ../nbs/04_ldm.ipynb #ce620b7c
+# %% ../nbs/04_ldm.ipynb #5a014742
 @torch.no_grad()
 def encode_text(pipe, prompts: str|list[str]) -> Tensor: # (b, n, d)
     "Prompts to embeddings with Stable Diffusion's own padding to the tokenizer's length."
@@ -76,6 +77,10 @@ def encode_text(pipe, prompts: str|list[str]) -> Tensor: # (b, n, d)
     ids = pipe.tokenizer(prompts, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids
     return pipe.text_encoder(ids.to(pipe.text_encoder.device))[0]
 
-def guide(eps_empty: Tensor, eps_text: Tensor, scale: float) -> Tensor: # shaped like each
-    "Classifier-free guidance: away from the prediction without words, towards the one with them (Ho & Salimans 2022, eq. 6 with w = scale - 1)."
+# %% ../nbs/04_ldm.ipynb #ab3828a8
+def guide(eps_empty: Tensor, # noise seen without words, (b, ...)
+          eps_text: Tensor,  # noise seen with them, likewise
+          scale: float,      # 0: without words, 1: with them, more: beyond
+         ) -> Tensor:        # shaped like each
+    "Classifier-free guidance: from the prediction without words towards the one with them, and on (Ho & Salimans 2022, eq. 6 with w = scale - 1)."
     return eps_empty + scale*(eps_text - eps_empty)
