@@ -67,6 +67,7 @@ def _move(model, x, t, now, to, prediction_type, cond, eta=0., noise=None):
     eps, _ = to_eps_x0(out, x, now, prediction_type)
     return ddim_step(eps, x, now, to, eta, noise)
 
+# %% ../nbs/03_ddim.ipynb #5d080f4c
 @torch.no_grad()
 def ddim_sample(model,                  # called as `model(x_t, t, **cond)` with `t` long (b,)
                 x_T: Tensor,            # standard normal, or what `ddim_invert` gave, (b, ...)
@@ -80,10 +81,9 @@ def ddim_sample(model,                  # called as `model(x_t, t, **cond)` with
                ) -> Tensor:             # samples, shaped like `x_T`, at the noise level of step 0
     "From noise to data in a few steps: DDIM (Song et al. 2021), eq. 12, ending at step 0 as Stable Diffusion does."
     x, stride = x_T, len(alphas_cumprod)//num_steps if num_steps > 0 else 0
+    draw = lambda: torch.randn(x.shape, generator=generator, device=getattr(generator, "device", x.device), dtype=x.dtype).to(x)
     for t in ddim_timesteps(num_steps, len(alphas_cumprod)).tolist():
-        noise = None
-        if eta: noise = torch.randn(x.shape, generator=generator, device=generator.device if generator is not None else x.device, dtype=x.dtype).to(x)
-        x = _move(model, x, t, alphas_cumprod[t], alphas_cumprod[max(t - stride, 0)], prediction_type, cond, eta, noise)
+        x = _move(model, x, t, alphas_cumprod[t], alphas_cumprod[max(t - stride, 0)], prediction_type, cond, eta, draw() if eta else None)
         if callback: callback(t, x)
     return x
 

@@ -7,7 +7,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/ddpm.html.md"""
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'alphas_cumprod', 'linear_schedule', 'scaled_linear_schedule', 'cosine_schedule', 'snr',
            'per_item', 'check_steps', 'check_like', 'q_sample', 'target', 'ddpm_loss', 'ddpm_step', 'ddpm_sample',
-           'save_atomic', 'fit']
+           'save_atomic', 'save_checkpoint', 'load_checkpoint', 'fit']
 
 # %% ../nbs/02_ddpm.ipynb #943e87b4
 import math, os
@@ -185,6 +185,31 @@ def save_atomic(write,      # called with a temporary path, writes the file ther
     finally: part.unlink(missing_ok=True)
     return path
 
+# %% ../nbs/02_ddpm.ipynb #94957a3a
+def save_checkpoint(path: str|Path, # where the file appears
+                    step: int,      # steps done
+                    params: dict,   # name -> tensor that learns
+                    opt: torch.optim.Optimizer,
+                    average: dict,  # name -> running average; empty when none is kept
+                    generator: torch.Generator|None, # whose state goes along
+                   ) -> Path:
+    "All that `fit` needs to go on as if it had never stopped."
+    state = dict(step=step, params={k: v.detach() for k, v in params.items()}, optimizer=opt.state_dict(), average=average,
+                 generator=generator.get_state() if generator is not None else None)
+    return save_atomic(lambda p: torch.save(state, p), path)
+
+def load_checkpoint(path: str|Path, # a file of `save_checkpoint`
+                    params: dict,   # gets the saved values, in place
+                    opt: torch.optim.Optimizer, # gets its state
+                    generator: torch.Generator|None, # gets its state
+                   ) -> tuple[int, dict]: # steps done, and the running average
+    "Put everything back where `save_checkpoint` found it."
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    opt.load_state_dict(state["optimizer"])
+    for k, v in params.items(): v.data.copy_(state["params"][k])
+    if generator is not None: generator.set_state(state["generator"])
+    return state["step"], {k: v.to(params[k]) for k, v in state["average"].items()}
+
 # %% ../nbs/02_ddpm.ipynb #3e29cdf9
 def fit(loss_fn,            # `loss_fn(step)` draws a batch and returns a scalar loss
         params: dict,       # name -> tensor that learns
@@ -208,15 +233,8 @@ def fit(loss_fn,            # `loss_fn(step)` draws a batch and returns a scalar
     average = {k: v.detach().clone() for k, v in params.items()} if ema else {k: v.detach() for k, v in params.items()}
     start = 0
     if checkpoint and Path(checkpoint).exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        start = state["step"]; opt.load_state_dict(state["optimizer"])
-        for k, v in params.items(): v.data.copy_(state["params"][k])
-        if ema: average = {k: v.to(params[k]) for k, v in state["average"].items()}
-        if generator is not None: generator.set_state(state["generator"])
-    def save(step):
-        state = dict(step=step, params={k: v.detach() for k, v in params.items()}, optimizer=opt.state_dict(),
-                     average=average if ema else {}, generator=generator.get_state() if generator is not None else None)
-        save_atomic(lambda p: torch.save(state, p), checkpoint)
+        start, saved = load_checkpoint(checkpoint, params, opt, generator)
+        if ema: average = saved
     with tqdm(range(start, steps), initial=start, total=steps, desc=progress, disable=progress is None) as bar:
         for step in bar:
             for group in opt.param_groups: group["lr"] = lr*rate(step)
@@ -228,5 +246,6 @@ def fit(loss_fn,            # `loss_fn(step)` draws a batch and returns a scalar
                 torch._foreach_lerp_(list(average.values()), [v.detach() for v in tensors], 1 - min(ema, (1 + step)/(10 + step)))
             if step % 10 == 0: bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
             if callback: callback(step, loss.item(), average)
-            if checkpoint and ((step + 1) % every == 0 or step + 1 == steps): save(step + 1)
+            if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
+                save_checkpoint(checkpoint, step + 1, params, opt, average if ema else {}, generator)
     return average
