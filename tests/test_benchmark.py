@@ -309,7 +309,8 @@ def test_a_run(mine, pipe, tmp_path, monkeypatch):
     assert re.findall(r'<video src="([^"]+)"', page) == ["clips/star/source.mp4", "clips/star/colour.mp4", "clips/star/place.mp4", "clips/ring/source.mp4", "clips/ring/place.mp4", "clips/ring/other.mp4"]
     assert not re.search(r"""https?:|<link|@import|url\(|src="//""", page)                                # it loads nothing from the network
     assert run_benchmark(entries, out, pipe=pipe, frames=4, settings=QUICK, progress=False) == rows and len(tuned) == 2   # nothing left to do
-    with pytest.raises(ValueError, match="num_inference_steps is 3 and was 2"): run_benchmark(entries, out, pipe=pipe, frames=4, settings=QUICK | dict(num_inference_steps=3))
+    with pytest.raises(ValueError, match="num_inference_steps is 3 and was 2"): run_benchmark(entries, out, pipe=pipe, frames=4, settings=QUICK | dict(num_inference_steps=3), missing=["x: no y"])
+    assert not (out/"missing.txt").exists()                                                              # a refused run touches nothing
     entries[0].prompts["colour"] = "a green star is bouncing on the grass"                                # another sentence is another job
     new = run_benchmark(entries, out, pipe=pipe, frames=4, settings=QUICK, progress=False)
     assert [a == b for a, b in zip(rows, new)] == [False, True, True, True]
@@ -414,6 +415,7 @@ def test_killed_and_resumed_gives_the_same_table(mine, calm, tmp_path):
     after = read_results(tmp_path/"out")
     assert len(after) == 4 and all(after[k] == r for k, r in before.items())
     assert (tmp_path/"out"/"summary.csv").read_text() == (calm[0]/"summary.csv").read_text()
+    assert not [q for q in (tmp_path/"out").rglob("*") if q.name.endswith(".part") or q.name == ".tuned"]
 
 
 def test_two_processes_give_the_same_table(mine, calm, tmp_path):

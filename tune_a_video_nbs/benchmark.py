@@ -11,7 +11,7 @@ __all__ = ['VIDEOS', 'FORMATS', 'WITHOUT_PROMPTS', 'SEGMENT_FPS', 'METRICS', 'En
            'mean_table', 'markdown_table', 'page_sections', 'write_summary']
 
 # %% ../nbs/22_benchmark.ipynb #22be0002
-import base64, csv, hashlib, html, io, json, math, os, re, time
+import base64, csv, hashlib, html, io, json, math, os, re, shutil, time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -432,7 +432,8 @@ def merge_results(out: str|Path, entries: list[Entry]) -> list[dict]: # rows, in
     rows = sorted(read_results(out).values(), key=lambda r: order.get((r["clip"], r["kind"]), len(order)))
     _save(out/"results.jsonl", "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows))
     for part in out.glob("results-*.jsonl"): part.unlink()
-    if (out/".tuned").is_dir() and not any((out/".tuned").iterdir()): (out/".tuned").rmdir()
+    for part in out.rglob(".*.part"): part.unlink()                       # what a killed process was writing
+    if not any(r["error"] for r in rows): shutil.rmtree(out/".tuned", ignore_errors=True)
     return rows
 
 # %% ../nbs/22_benchmark.ipynb #22be0068
@@ -446,7 +447,7 @@ def _left(entries, out):
 def _work(share, pipe, out, file, progress, **how):
     start = {n: p.detach().clone() for n, p in pipe.unet.named_parameters() if n in set(trainable_names(pipe.unet))}
     try:
-        with tqdm(total=sum(len(kinds) for _, kinds in share), desc="edits", disable=None if progress else True) as bar:
+        with tqdm(total=sum(len(kinds) for _, kinds in share), desc="edits", disable=not progress) as bar:
             for e, kinds in share:
                 bar.set_postfix_str(e.name)
                 for row in _edit_clip(pipe, e, kinds, out, start=start, **how): append_result(file, row); bar.update()
@@ -478,10 +479,10 @@ def run_benchmark(entries: list[Entry],   # of `read_dataset`
         left = _left(entries, out)
         state.wait_for_everyone()                                        # all look before anyone writes, so that all see the same
         file = out/(f"results-{state.process_index}.jsonl" if state.num_processes > 1 else "results.jsonl")
-        _work(left[state.process_index::state.num_processes], pipe, out, file, progress and state.is_main_process, how=how, seed=seed, metrics=metrics)
-    except BaseException:
-        if state.is_main_process and (out/"settings.json").exists() and read_results(out): write_summary(out, missing)   # what is done is shown, too
-        raise
+        try: _work(left[state.process_index::state.num_processes], pipe, out, file, progress and state.is_main_process, how=how, seed=seed, metrics=metrics)
+        except BaseException:
+            if state.is_main_process and read_results(out): write_summary(out, missing)   # stopped: what is done can be looked at
+            raise
     finally: pipe.settings = own
     state.wait_for_everyone()
     if state.is_main_process: merge_results(out, entries); write_summary(out, missing)
@@ -562,7 +563,7 @@ def page_sections(out: str|Path,       # the folder of a benchmark
     sections = [("Means over clips", _CSS + _table(mean_table(rows)))] + [(name, one(name, r)) for name, r in clips.items()]
     if missing: sections.append((f"{len(missing)} missing", f"<p>{'<br>'.join(html.escape(m.split(': no ')[0]) for m in missing[:200])}{'<br>...'*(len(missing) > 200)}</p>"))
     settings = [dict(setting=k, value=json.dumps(v, ensure_ascii=False)) for k, v in _json(out/"settings.json").items()]
-    return sections + [("Settings", _table(settings) + _PLAY)]
+    return sections + [("Settings", f"<details><summary>what these results depend on</summary>{_table(settings)}</details>{_PLAY}")]
 
 # %% ../nbs/22_benchmark.ipynb #22be0077
 def write_summary(out: str|Path, missing: list = ()) -> Path: # the page
