@@ -8,16 +8,17 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/benchmark.html.md"
 __all__ = ['VIDEOS', 'FORMATS', 'WITHOUT_PROMPTS', 'SEGMENT_FPS', 'METRICS', 'Entry', 'make_prompts', 'read_dataset',
            'read_entry', 'append_result', 'read_results', 'job_seed', 'sprite_scores', 'psnr_to_source',
            'model_metrics', 'score_all', 'check_folder', 'claim', 'processes', 'merge_results', 'run_benchmark',
-           'mean_table', 'markdown_table', 'page_sections', 'write_summary']
+           'mean_table', 'shown_means', 'markdown_table', 'page_sections', 'write_summary']
 
 # %% ../nbs/22_benchmark.ipynb #22be0002
-import base64, csv, hashlib, html, io, json, math, os, re, shutil, time
+import base64, csv, hashlib, html, io, json, math, os, re, shutil, time, warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from string import Formatter
 from urllib.parse import quote
 import numpy as np, torch, yaml
+from accelerate import PartialState
 from tqdm.auto import tqdm
 from .show import page_html
 from .sprites import parse_caption, psnr, score_edit
@@ -62,10 +63,12 @@ def _csv(path, columns):
     rows = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         names = [n.strip() for n in next(rows, [])]
-        if lacks := [c for c in columns if c not in names]: raise _bad(path, "line 1", f"has no column {', '.join(lacks)}; it is {','.join(names)!r}")
+        if lacks := [c for c in columns if c not in names]:
+            raise _bad(path, "line 1", f"has no column {', '.join(lacks)}; it is {','.join(names)!r}")
         for row in filter(any, rows):
             if len(row) != len(names):
-                raise _bad(path, f"line {rows.line_num}", f"has {len(row)} fields and the header {len(names)}; a comma within a sentence needs quotes around it")
+                what = f"has {len(row)} fields and the header {len(names)}; a comma within a sentence needs quotes around it"
+                raise _bad(path, f"line {rows.line_num}", what)
             yield rows.line_num, {k: v.strip() for k, v in zip(names, row)}
     except csv.Error as e: raise _bad(path, f"line {rows.line_num}", f"is not CSV ({e})") from None
 
@@ -265,7 +268,8 @@ def read_dataset(path: str|Path,          # the annotations
         if _is_there(e.video): there.append(e)
         else: missing.append(f"{e.name}: no {e.video}")
         if len(there) == limit: break
-    if not there: raise FileNotFoundError(f"none of the {len(missing)} videos of {path.name} is there; the first: no {missing[0].split(': no ')[1]}" if missing else f"{path.name} lists no clips")
+    if not (there or missing): raise ValueError(f"{path.name} lists no clips")
+    if not there: raise FileNotFoundError(f"none of the {len(missing)} videos of {path.name} is there; the first: {missing[0]}")
     return there, missing
 
 # %% ../nbs/22_benchmark.ipynb #22be0039
@@ -422,9 +426,11 @@ def claim(out: str|Path,
 
 # %% ../nbs/22_benchmark.ipynb #22be0067
 def processes():
-    "Which of how many processes this is: accelerate's `PartialState`."
-    from accelerate import PartialState
-    return PartialState(timeout=timedelta(days=30))   # whoever finishes first waits for the others, however long they take
+    "Which of how many processes this is: accelerate's `PartialState`. Warns where a launcher started one and was asked for several."
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))   # who finishes first waits for the others, however long
+    if state.num_processes == 1 and {"MASTER_ADDR", "ACCELERATE_USE_CPU"} <= os.environ.keys():
+        warnings.warn("accelerate launch started one process only: for several on CPUs say --multi_gpu, and not --cpu")
+    return state
 
 def merge_results(out: str|Path, entries: list[Entry]) -> list[dict]: # rows, in the order of the entries
     "One `results.jsonl` of all processes' rows; their own files go."
@@ -444,13 +450,13 @@ def _left(entries, out):
     left = [(e, [k for k in e.prompts if not done(e, k)]) for e in entries]
     return [(e, kinds) for e, kinds in left if kinds]
 
-def _work(share, pipe, out, file, progress, **how):
+def _work(share, pipe, out, file, process, progress, **how):
     start = {n: p.detach().clone() for n, p in pipe.unet.named_parameters() if n in set(trainable_names(pipe.unet))}
     try:
         with tqdm(total=sum(len(kinds) for _, kinds in share), desc="edits", disable=not progress) as bar:
             for e, kinds in share:
                 bar.set_postfix_str(e.name)
-                for row in _edit_clip(pipe, e, kinds, out, start=start, **how): append_result(file, row); bar.update()
+                for row in _edit_clip(pipe, e, kinds, out, start=start, **how): append_result(file, row | dict(process=process)); bar.update()
     finally: pipe.unet.load_state_dict(start, strict=False)
 
 # %% ../nbs/22_benchmark.ipynb #22be0069
@@ -479,7 +485,8 @@ def run_benchmark(entries: list[Entry],   # of `read_dataset`
         left = _left(entries, out)
         state.wait_for_everyone()                                        # all look before anyone writes, so that all see the same
         file = out/(f"results-{state.process_index}.jsonl" if state.num_processes > 1 else "results.jsonl")
-        try: _work(left[state.process_index::state.num_processes], pipe, out, file, progress and state.is_main_process, how=how, seed=seed, metrics=metrics)
+        share, watched = left[state.process_index::state.num_processes], progress and state.is_main_process
+        try: _work(share, pipe, out, file, state.process_index, watched, how=how, seed=seed, metrics=metrics)
         except BaseException:
             if state.is_main_process and read_results(out): write_summary(out, missing)   # stopped: what is done can be looked at
             raise
@@ -508,6 +515,12 @@ def mean_table(rows: list[dict], # of `run_benchmark`
 # %% ../nbs/22_benchmark.ipynb #22be0074
 def _cell(v): return f"{v:.3g}" if isinstance(v, float) else "" if v is None else str(v)
 
+def shown_means(rows: list[dict]) -> list[dict]: # of `run_benchmark` -> rows to be looked at
+    "`mean_table`, with the number of jobs behind a mean in brackets, where it is not all."
+    counted = lambda r, k: k.endswith("_n") and k[:-2] in r
+    one = lambda r, k, v: f"{_cell(v)} ({r[k + '_n']})" if k + "_n" in r else v
+    return [{k: one(r, k, v) for k, v in r.items() if not counted(r, k)} for r in mean_table(rows)]
+
 def _columns(rows): return list(dict.fromkeys(k for r in rows for k in r))
 
 def markdown_table(rows: list[dict]) -> str:
@@ -516,13 +529,16 @@ def markdown_table(rows: list[dict]) -> str:
     line = lambda cells: "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
     return "\n".join([line(names), "|" + "---|"*len(names), *(line([_cell(r.get(k)) for k in names]) for r in rows)]) + "\n"
 
-def _job_rows(rows): return [dict(clip=r["clip"], kind=r["kind"], prompt=r["prompt"]) | r["scores"] | ({"error": r["error"]} if r["error"] else {}) for r in rows]
+def _job_rows(rows):
+    return [dict(clip=r["clip"], kind=r["kind"], prompt=r["prompt"]) | r["scores"] | ({"error": r["error"]} if r["error"] else {}) for r in rows]
 
 def _csv_text(rows):
     names, text = list(dict.fromkeys(s for r in rows for s in r["scores"])), io.StringIO()
     sheet = csv.writer(text, lineterminator="\n")
     sheet.writerow(["clip", "kind", "caption", "prompt", *names, "file", "error"])
-    for r in rows: sheet.writerow([r["clip"], r["kind"], r["caption"], r["prompt"], *(r["scores"].get(s, "") for s in names), r["file"] or "", r["error"] or ""])
+    for r in rows:
+        scores = [r["scores"].get(s, "") for s in names]
+        sheet.writerow([r["clip"], r["kind"], r["caption"], r["prompt"], *scores, r["file"] or "", r["error"] or ""])
     return text.getvalue()
 
 # %% ../nbs/22_benchmark.ipynb #22be0075
@@ -531,7 +547,9 @@ _CSS = """<style>.tav-bench{display:flex;flex-wrap:wrap;gap:14px;align-items:sta
 .tav-bench small{opacity:.75}.tav-lost{border:1px dashed #d55e00;border-radius:6px;padding:10px;font:13px/1.4 system-ui,sans-serif;overflow-wrap:anywhere}</style>"""
 _PLAY = """<script>document.querySelectorAll(".tav-bench:not([data-on])").forEach(box=>{box.dataset.on=1;const vs=[...box.querySelectorAll("video")];
 if(matchMedia("(prefers-reduced-motion: reduce)").matches){vs.forEach(v=>v.controls=true);return}
-new IntersectionObserver(seen=>seen.forEach(e=>vs.forEach(v=>{if(e.isIntersecting){v.currentTime=0;v.play().catch(()=>{})}else v.pause()}))).observe(box)})</script>"""
+const run=()=>vs.forEach(v=>{v.currentTime=0;v.play().catch(()=>{})});   // in step: a round begins when all are through the last
+vs.forEach(v=>{v.loop=false;v.onended=()=>{if(vs.every(w=>w.ended||w.error))run()}});
+new IntersectionObserver(seen=>seen.at(-1).isIntersecting?run():vs.forEach(v=>v.pause())).observe(box)})</script>"""
 
 def _video(out, file, words, embed):
     try: src = "data:video/mp4;base64," + base64.b64encode((out/file).read_bytes()).decode() if embed else quote(file)
@@ -541,7 +559,8 @@ def _video(out, file, words, embed):
 def _figure(out, r, embed):
     picture = f'<div class="tav-lost">{html.escape(r["error"])}</div>' if r["error"] else _video(out, r["file"], r["prompt"], embed)
     scores = ", ".join(f"{k} {_cell(v)}" for k, v in r["scores"].items())
-    return f'<figure>{picture}<figcaption><b>{html.escape(r["kind"])}:</b> {html.escape(r["prompt"])}<br><small>{html.escape(scores)}</small></figcaption></figure>'
+    words = f'<b>{html.escape(r["kind"])}:</b> {html.escape(r["prompt"])}<br><small>{html.escape(scores)}</small>'
+    return f"<figure>{picture}<figcaption>{words}</figcaption></figure>"
 
 def _table(rows):
     line = lambda tag, cells: "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
@@ -560,8 +579,10 @@ def page_sections(out: str|Path,       # the folder of a benchmark
         first = _video(out, source, rows[0]["caption"], embed) if (out/source).exists() else '<div class="tav-lost">not read</div>'
         words = f"<figcaption><b>source:</b> {html.escape(rows[0]['caption'])}</figcaption>"
         return f'<div class="tav-bench"><figure>{first}{words}</figure>{"".join(_figure(out, r, embed) for r in rows)}</div>'
-    sections = [("Means over clips", _CSS + _table(mean_table(rows)))] + [(name, one(name, r)) for name, r in clips.items()]
-    if missing: sections.append((f"{len(missing)} missing", f"<p>{'<br>'.join(html.escape(m.split(': no ')[0]) for m in missing[:200])}{'<br>...'*(len(missing) > 200)}</p>"))
+    sections = [("Means over clips", _CSS + _table(shown_means(rows)))] + [(name, one(name, r)) for name, r in clips.items()]
+    if missing:
+        names = [html.escape(m.split(": no ")[0]) for m in missing[:200]] + ["..."]*(len(missing) > 200)
+        sections.append((f"{len(missing)} missing", f"<p>{'<br>'.join(names)}</p>"))
     settings = [dict(setting=k, value=json.dumps(v, ensure_ascii=False)) for k, v in _json(out/"settings.json").items()]
     return sections + [("Settings", f"<details><summary>what these results depend on</summary>{_table(settings)}</details>{_PLAY}")]
 
@@ -572,6 +593,6 @@ def write_summary(out: str|Path, missing: list = ()) -> Path: # the page
     if missing: _save(out/"missing.txt", "\n".join(missing) + "\n")
     else: (out/"missing.txt").unlink(missing_ok=True)
     lost = f"\n{len(missing)} clips are missing; `missing.txt` names them.\n" if missing else ""
-    _save(out/"summary.md", f"Means over clips:\n\n{markdown_table(mean_table(rows))}{lost}\nEvery edit:\n\n{markdown_table(_job_rows(rows))}")
+    _save(out/"summary.md", f"Means over clips:\n\n{markdown_table(shown_means(rows))}{lost}\nEvery edit:\n\n{markdown_table(_job_rows(rows))}")
     _save(out/"summary.csv", _csv_text(rows))
     return _save(out/"index.html", page_html(out.name, page_sections(out)))

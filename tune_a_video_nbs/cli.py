@@ -373,13 +373,14 @@ def _load_metrics(name):
 
 def _report_benchmark(out, rows, missing, as_json):
     "The means, what failed, and where things are."
-    from tune_a_video_nbs.benchmark import mean_table
-    table, failed = mean_table(rows), [r for r in rows if r["error"]]
+    from tune_a_video_nbs.benchmark import mean_table, shown_means
+    failed = [r for r in rows if r["error"]]
     if as_json:
-        return print(json.dumps(dict(out=str(out), page=str(out/"index.html"), jobs=len(rows), failed=len(failed), missing=len(missing), table=table)))
+        told = dict(out=str(out), page=str(out/"index.html"), jobs=len(rows), failed=len(failed), missing=len(missing), table=mean_table(rows))
+        return print(json.dumps(told))
     for r in failed[:5]: typer.echo(f"tune-a-video: failed: {r['clip']}, {r['kind']}: {r['error']}", err=True)
     if failed[5:]: typer.echo(f"tune-a-video: and {len(failed) - 5} more that failed; the page names them", err=True)
-    print(text_table(table), f"every edit:  {out/'summary.csv'}", f"open:        {out/'index.html'}", sep="\n")
+    print(text_table(shown_means(rows)), f"every edit:  {out/'summary.csv'}", f"open:        {out/'index.html'}", sep="\n")
 
 # %% ../nbs/21_cli.ipynb #21be0003
 @command("benchmark")
@@ -412,7 +413,7 @@ def benchmark_command(
       tune-a-video benchmark configs --format tgve --videos data --model owner/model --frames 32
       tune-a-video benchmark prompts.yaml --format davis --videos DAVIS
       tune-a-video benchmark validate.csv --format kinetics --videos k600 --caption "a person is {label}" --prompt "{caption} on the moon" --limit 50
-      accelerate launch --num_processes 8 --no_python tune-a-video benchmark configs --format tgve --videos data
+      accelerate launch --multi_gpu --num_processes 8 --no_python tune-a-video benchmark configs --format tgve --videos data
 
     \b
     Exit code: 0 all done; 3 some edits failed; 1 could not begin; 2 misused; 130 stopped."""
@@ -421,8 +422,10 @@ def benchmark_command(
     check_folder(out)
     entries, missing = read_dataset(data, format.value, videos, limit, **_given(prompts=prompt, caption=caption, split=split))
     main = processes().is_main_process
-    if missing and main: typer.echo(f"tune-a-video: {len(missing)} missing, skipped: {', '.join(m.split(': no ')[0] for m in missing[:5])}{', ...'*(len(missing) > 5)}", err=True)
-    pipe, settings = load_pipe(model), _given(tune_steps=tune_steps, lr=lr, num_inference_steps=steps, guidance_scale=guidance, strength=strength)
+    names = ", ".join(m.split(": no ")[0] for m in missing[:5]) + ", ..."*(len(missing) > 5)
+    if missing and main: typer.echo(f"tune-a-video: {len(missing)} missing, skipped: {names}", err=True)
+    pipe = load_pipe(model)
+    settings = _given(tune_steps=tune_steps, lr=lr, num_inference_steps=steps, guidance_scale=guidance, strength=strength)
     try: rows = run_benchmark(entries, out, model, pipe, frames, _model_size(pipe, size), stride, fps, seed, settings, scores, missing)
     except KeyboardInterrupt: typer.echo(f"tune-a-video: what is done is in {out}; the same command goes on", err=True); raise
     if not main: return
