@@ -318,6 +318,7 @@ def all_deaths(root):
         folder = root/f"outside-{i//4}"; folder.mkdir(exist_ok=True)
         pid = child(folder); time.sleep(whole*dice.uniform(.05, .6)); os.kill(pid, signal.SIGKILL); killed += os.WIFSIGNALED(wait(pid))
         if i % 4 == 3: assert finish(folder) == want
+    assert killed > 0
     other = root/"other"; other.mkdir(); end = run(generator=rng(1), steps=STEPS)
     assert save_tuned(end, other/"end.safetensors").read_bytes() != want                  # the comparison can fail
     print(f"unbroken run {whole:.2f} s; {len(MOMENTS)} chosen and {killed} chance deaths, all resumed to the same {len(want)} bytes")

@@ -43,8 +43,8 @@ def draw_noise(latents: Tensor, # the clip, (1, c, f, h, w)
               ) -> tuple[Tensor, Tensor]: # noise levels, long (n,), and noise (n, c, f, h, w), where the clip is
     "One after the other, so that two batches of one are what one batch of two is."
     device = generator.device
-    pairs = [(torch.randint(num_steps, (1,), generator=generator, device=device), torch.randn(latents.shape, generator=generator, device=device)) for _ in range(n)]
-    t, noise = (torch.cat(x).to(latents.device) for x in zip(*pairs))
+    one = lambda: (torch.randint(num_steps, (1,), generator=generator, device=device), torch.randn(latents.shape, generator=generator, device=device))
+    t, noise = (torch.cat(x).to(latents.device) for x in zip(*(one() for _ in range(n))))
     return t, noise
 
 # %% ../nbs/09_tune.ipynb #9a0c0005
@@ -229,7 +229,7 @@ def save_tuned(unet: VideoUNet,
     try: return save_atomic(lambda p: save_file(weights, p, metadata), path)
     except SafetensorError as e: raise OSError(f"{path} could not be written ({e}); an older file of that name is as it was") from e
 
-# %% ../nbs/09_tune.ipynb #9a0c003b
+# %% ../nbs/09_tune.ipynb #9a0c003d
 def _read_tuned(path):
     "Facts and weights of a whole file. safetensors holds no code, so none can be run."
     if not Path(path).is_file(): raise FileNotFoundError(f"no file of tuned weights at {path}")
