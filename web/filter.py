@@ -54,7 +54,7 @@ def front(cell: dict) -> tuple[dict, str]:
 
 def facts(badge: str, nb: dict) -> str:
     "What stands under a chapter's title: how long, where to run it, its module. Text, not the badge's picture, which lies on another's server."
-    colab = re.search(r"\]\((https://colab[^)]*)\)", badge)[1]
+    colab = re.findall(r"\]\((https://[^)]*)\)", badge)[-1]
     name = next((v.split()[-1] for c in nb["cells"] if c["cell_type"] == "code" for k, v in exports(c)), None)
     parts = [f"{minutes(nb)} minutes to read", f"[Open in Colab]({colab}){{.run}}"]
     if name in modules(): parts.append(f"[Reference of `{name}`](../api/{name}.qmd)")
@@ -112,6 +112,32 @@ def code_cell(cell: dict) -> dict|None:
     head = "".join(f"#| {k}: {v}\n" for k, v in keep.items())
     return dict(cell, source=head + body(text), outputs=outputs)
 
+def is_imports(text: str) -> bool:
+    "Nothing but imports: a page folds them."
+    lines = [l for l in body(text).splitlines() if l.strip() and not l.startswith((" ", ")", "#"))]
+    return bool(lines) and all(l.startswith(("import ", "from ")) for l in lines)
+
+def folded(cells: list[dict]) -> list[dict]:
+    "Code before a chapter's first picture becomes one folded block beneath its title, so that the page opens with the picture; later imports fold, too."
+    code = [i for i, c in enumerate(cells) if c["cell_type"] == "code"]
+    first = next((i for i in code if any("image/png" in o.get("data", {}) or "text/markdown" in o.get("data", {}) for o in cells[i]["outputs"])), None)
+    opening = []
+    if first is not None:
+        opening = [i for i in code if i <= first and all(cells[j]["cell_type"] == "code" for j in range(i, first))]
+    out = []
+    for i, c in enumerate(cells):
+        if i in opening[:-1] and not c["outputs"]: continue
+        if opening and i == opening[-1]:
+            parts = [c for j in opening[:-1] for c in [cells[j]] if not c["outputs"]] + [c]
+            m = {k: v for k, v in marks(source(c)).items() if k != "classes"}
+            if m.get("echo") != "false": m |= {"code-fold": "true", "code-summary": '"Imports, and the code of this picture"'}
+            head = "".join(f"#| {k}: {v}\n" for k, v in m.items())
+            c = dict(c, source=head + "\n\n".join(body(source(p)) for p in parts))
+        elif c["cell_type"] == "code" and not c["outputs"] and is_imports(source(c)):
+            c = dict(c, source='#| code-fold: true\n#| code-summary: "Imports"\n' + source(c))
+        out.append(c)
+    return out
+
 def page(nb: dict) -> dict:
     "The notebook that Quarto renders."
     head, rest = front(nb["cells"][0])
@@ -121,7 +147,7 @@ def page(nb: dict) -> dict:
         elif cell["cell_type"] == "markdown": cells.append(dict(cell, source=linked(source(cell))))
         elif cell["cell_type"] == "code": cells += [c for c in [code_cell(cell)] if c]
         else: cells.append(cell)
-    return dict(nb, cells=cells)
+    return dict(nb, cells=[dict(c, source=source(c).splitlines(keepends=True)) for c in folded(cells)])   # Quarto wants lists of lines
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(encoding="utf-8")

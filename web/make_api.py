@@ -87,7 +87,7 @@ def function(name: str, fn: ast.FunctionDef, module: str, method=False) -> list[
     last = {p["line"]: i for i, p in enumerate(rows)}  # several on a line: the comment stands with the last of them
     told = [notes.get(p["line"], "") if last[p["line"]] == i else "" for i, p in enumerate(rows)]
     if any(told) or back[1]:
-        lines += ["| | type | default | |", "|:---|:---|:---|:------|"]
+        lines += ["| | type | default | |", "|:---|:----|:---|:---------|"]
         lines += [f"| {code(p['name'])} | {code(p['type'])} | {code(p['default'])} | {safe(cell(note))} |" for p, note in zip(rows, told)]
         if any(back): lines += [f"| *returns* | {code(back[0])} | | {safe(cell(back[1]))} |"]
         lines += [""]
@@ -110,7 +110,7 @@ def klass(name: str, node: ast.ClassDef, module: str) -> list[str]:
     lines = ["```python", f"class {name}" + (f"({bases})" if bases else ""), "```", "", safe(ast.get_docstring(node) or ""), ""]
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
     if fields:
-        lines += ["| field | type | |", "|:--|:--|:------|"]
+        lines += ["| field | type | |", "|:---|:----|:---------|"]
         lines += [f"| {code(ast.unparse(n.target))} | {code(ast.unparse(n.annotation))} | {safe(cell(comments(module).get(n.end_lineno, '')))} |" for n in fields] + [""]
     for m, fn in methods.items():
         if m.startswith("_") and m not in ("__init__", "__call__"): continue
@@ -137,7 +137,7 @@ def module_page(module: str) -> str:
     "One module as Markdown."
     doc, stem, top = (ast.get_docstring(tree(module)) or "").split("\n\nDocs:")[0], modules()[module], defined(module)
     lines = ["---", f'title: "{module}"', f"subtitle: {json.dumps(doc, ensure_ascii=False)}", f"description: {json.dumps('Reference of tune_a_video_nbs.' + module + '. ' + doc, ensure_ascii=False)}",
-             "toc-depth: 2", "---", "", "<!-- Made by web/make_api.py -->", "",
+             "repo-actions: false", "---", "", "<!-- Made by web/make_api.py -->", "",
              f"Exported from [{chapter_title(stem)}](../nbs/{stem}.ipynb), where each is built and tested. `from tune_a_video_nbs.{module} import ...`", ""]
     for name in public(module):
         node = top[name]
@@ -150,9 +150,9 @@ def module_page(module: str) -> str:
 def index_page() -> str:
     "All modules and their names, each with its first sentence."
     lines = ["---", 'title: "Reference"', 'subtitle: "Every public name, by module. A chapter is a module: each page links to where its names are built."',
-             'description: "Every public name of tune_a_video_nbs, by module."', "---", "", "<!-- Made by web/make_api.py -->", ""]
+             'description: "Every public name of tune_a_video_nbs, by module."', "repo-actions: false", "---", "", "<!-- Made by web/make_api.py -->", ""]
     for module in modules():
-        lines += [f"## [{module}]({module}.qmd) {{#{module}}}", "", "| | |", "|:----|:--------|"]
+        lines += [f"## [{module}]({module}.qmd) {{#{module}}}", "", "| | |", "|:----|:---------|"]
         lines += [f"| [`{n}`]({module}.qmd#{n}) | {safe(cell(summary(n, module)))} |" for n in public(module)] + [""]
     return "\n".join(lines)
 
