@@ -103,7 +103,9 @@ def code_cell(cell: dict) -> dict|None:
     if {"export", "exports"} & set(m): keep["classes"] = "export"
     outputs, cap, alt = [], said(m.get("fig-cap", "")), said(m.get("fig-alt", ""))
     for o in cell["outputs"]:
-        data = o.get("data", {})
+        data = {k: v for k, v in o.get("data", {}).items() if "widget" not in k}   # a widget wants a kernel, and its script another server
+        if "data" in o and not set(data) - {"text/plain"} and data != o["data"]: continue
+        if "data" in o: o = dict(o, data=data)
         if "text/html" in data and "image/png" not in data:
             o = dict(output_type="display_data", metadata={}, data={"text/markdown": figure("".join(data["text/html"]), cap, alt)})
             keep.pop("fig-cap", None), keep.pop("fig-alt", None)
@@ -147,6 +149,7 @@ def page(nb: dict) -> dict:
         elif cell["cell_type"] == "markdown": cells.append(dict(cell, source=linked(source(cell))))
         elif cell["cell_type"] == "code": cells += [c for c in [code_cell(cell)] if c]
         else: cells.append(cell)
+    nb = dict(nb, metadata={k: v for k, v in nb["metadata"].items() if k != "widgets"})
     return dict(nb, cells=[dict(c, source=source(c).splitlines(keepends=True)) for c in folded(cells)])   # Quarto wants lists of lines
 
 if __name__ == "__main__":
