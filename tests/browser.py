@@ -1,5 +1,5 @@
 "A headless Chromium, spoken to by its DevTools protocol: no driver to install, for tornado comes with Jupyter's kernel."
-import asyncio, base64, functools, http.server, itertools, json, shutil, subprocess, threading, time
+import asyncio, base64, functools, gzip, http.server, itertools, json, shutil, subprocess, threading, time
 from pathlib import Path
 from tornado.websocket import websocket_connect
 
@@ -7,14 +7,26 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 def find() -> str|None: return next((p for p in map(shutil.which, NAMES) if p), None)
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+PREFIX = "/tune_a_video_nbs/"   # where the site is published: some of its addresses, such as the 404 page's, begin with that
+
+class Pages(http.server.SimpleHTTPRequestHandler):
+    "As the host does it: under the prefix, text compressed."
+    def do_GET(self):
+        if not self.path.startswith(PREFIX): return self.send_error(404)
+        path = Path(self.translate_path(self.path.removeprefix(PREFIX[:-1])))
+        if not path.is_file(): return self.send_error(404)
+        kind, data = self.guess_type(str(path)), path.read_bytes()
+        self.send_response(200); self.send_header("Content-Type", kind)
+        if kind.startswith("text/") or kind in ("application/json", "application/javascript", "image/svg+xml"):
+            data = gzip.compress(data, 6); self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(data))); self.end_headers(); self.wfile.write(data)
     def log_message(self, *args): pass
 
 def serve(folder: Path):
     "The folder over http on a free port of this machine; `.url`, and `.shutdown()` when done."
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Pages, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.url = f"http://127.0.0.1:{server.server_port}"
+    server.url = f"http://127.0.0.1:{server.server_port}{PREFIX[:-1]}"
     return server
 
 class Browser:

@@ -136,7 +136,10 @@ def folded(cells: list[dict]) -> list[dict]:
             head = "".join(f"#| {k}: {v}\n" for k, v in m.items())
             c = dict(c, source=head + "\n\n".join(body(source(p)) for p in parts))
         elif c["cell_type"] == "code" and not c["outputs"] and is_imports(source(c)):
-            c = dict(c, source='#| code-fold: true\n#| code-summary: "Imports"\n' + source(c))
+            if out and '"Imports"' in source(out[-1]):
+                out[-1] = dict(out[-1], source=source(out[-1]) + "\n\n" + body(source(c)))
+                continue
+            c = dict(c, source='#| code-fold: true\n#| code-summary: "Imports"\n' + body(source(c)))
         out.append(c)
     return out
 
