@@ -15,15 +15,19 @@ def mark(cell: dict, name: str) -> str:
     found = re.search(rf'^#\| {name}: "(.*)"$', "".join(cell["source"]), re.M)
     return found[1] if found else ""
 
+def printed(cell: dict, text: str) -> str:
+    "What a cell printed: as it is where the cell says that it prints Markdown (`output: asis`), else as a code block."
+    return text if "#| output: asis" in "".join(cell["source"]) else f"```\n{text}\n```"
+
 def readme() -> str:
-    "Markdown cells as they are, links pointing into nbs/, printed output as code blocks, players as a picture under their caption's text."
+    "Markdown cells as they are, links pointing into nbs/, printed output, players as a picture under their caption's text."
     parts = ["<!-- Made from nbs/index.ipynb by `make export`: edit that. -->"]
     for cell in cells():
         if cell["cell_type"] == "markdown":
             text = re.sub(r"</?div[^>]*>\n*", "", "".join(cell["source"]))   # the site lays these out side by side
             parts.append(re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text).rstrip("\n"))
         for out in cell.get("outputs", []):
-            if out["output_type"] == "stream" and out["name"] == "stdout": parts.append("```\n" + "".join(out["text"]).rstrip() + "\n```")
+            if out["output_type"] == "stream" and out["name"] == "stdout": parts.append(printed(cell, "".join(out["text"]).rstrip()))
             if "<video" in "".join(out.get("data", {}).get("text/html", "")):
                 parts += [f"![{mark(cell, 'fig-alt')}](web/edits.webp)", mark(cell, "fig-cap"), f"**[Read the book]({SITE})**"]
     return "\n\n".join(parts) + "\n"

@@ -1,7 +1,7 @@
 """Write `api/`, the reference: a page for each module, from its signatures, docments and docstrings. Nothing is imported, so it takes no time.
 
 Quarto runs this before it renders (`pre-render` in `_quarto.yml`); `tests/test_docs.py` checks that every public name is there."""
-import ast, io, json, re, tokenize
+import ast, html, io, json, re, tokenize
 from functools import lru_cache
 from pathlib import Path
 
@@ -69,7 +69,8 @@ def returns(fn: ast.FunctionDef, module: str) -> tuple[str, str]:
     return (ast.unparse(fn.returns), comments(module).get(fn.returns.end_lineno, "")) if fn.returns is not None else ("", "")
 
 def cell(s: str) -> str: return s.replace("|", "\\|").replace("\n", " ")
-def code(s: str) -> str: return f"`{cell(s)}`" if s else ""
+def code(s: str) -> str: # in a table a bar would end the cell, and after a backslash it would show it
+    return "" if not s else f"<code>{html.escape(s).replace('|', '&#124;')}</code>" if "|" in s else f"`{s}`"
 
 def signature(name: str, fn: ast.FunctionDef, method: bool) -> str:
     "One line, or one parameter a line where that is too long."
@@ -116,7 +117,7 @@ def klass(name: str, node: ast.ClassDef, module: str) -> list[str]:
         if m.startswith("_") and m not in ("__init__", "__call__"): continue
         if m == "__init__" and not parameters(fn, True): continue
         shown = name if m == "__init__" else m
-        lines += [f"### {name}{'' if m == '__init__' else '.' + m} {{#{name}.{m} .unnumbered}}", ""] + function(shown, fn, module, method=True)
+        lines += [f"### {name}{'' if m == '__init__' else '.' + m.replace('_', chr(92) + '_')} {{#{name}.{m} .unnumbered}}", ""] + function(shown, fn, module, method=True)
     return lines
 
 def constant(name: str, node, module: str) -> list[str]:
@@ -141,7 +142,7 @@ def module_page(module: str) -> str:
              f"Exported from [{chapter_title(stem)}](../nbs/{stem}.ipynb), where each is built and tested. `from tune_a_video_nbs.{module} import ...`", ""]
     for name in public(module):
         node = top[name]
-        lines += [f"## {name} {{#{name}}}", ""]
+        lines += [f"## {name.replace('_', chr(92) + '_')} {{#{name}}}", ""]
         if isinstance(node, ast.FunctionDef): lines += function(name, node, module)
         elif isinstance(node, ast.ClassDef): lines += klass(name, node, module)
         else: lines += constant(name, node, module)
