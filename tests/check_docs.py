@@ -196,10 +196,11 @@ def check_sidebar():
         if f"{key}: {address}\n" not in text: yield Problem("_quarto.yml", "", f"{key} is not pyproject.toml's {address}")
 
 def check_index():
-    "The front page's table lists every chapter."
+    "The front page's table lists every chapter, under its number and title."
     text = "".join(source(c) for c in markdown(load(ROOT/"nbs/index.ipynb")))
     for path in CHAPTERS:
-        if f"[{path.stem[:2]} " not in text or f"]({path.name})" not in text: yield Problem("index.ipynb", "", f"the table of chapters lacks `[{path.stem[:2]} ...]({path.name})`")
+        line = f"[{path.stem[:2]} {headings(source(load(path)['cells'][0]))[0][1]}]({path.name})"
+        if line not in text: yield Problem("index.ipynb", "", f"the table of chapters lacks {line}")
 
 def check_pages():
     "Pages that are not notebooks: front matter, headings, links."

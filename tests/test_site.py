@@ -90,6 +90,12 @@ def test_no_link_is_broken():
             elif url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids: broken.append(f"{name}: {link} (no such spot)")
     assert not broken, "\n".join(sorted(set(broken)))
 
+def test_docstrings_lead_to_the_site():
+    "Each module's docstring ends with an address of its documentation; it is there."
+    from make_api import modules
+    from make_markdown import docs_path
+    for module in modules(): assert docs_path(module) is None or (SITE/docs_path(module)).is_file(), docs_path(module)
+
 def test_clips_play_in_step_and_pause(tab, server):
     tab.go(f"{server.url}/nbs/index.html", wait=1)
     times = lambda: tab.js("[...document.querySelectorAll('.tav-clips video')].map(v => v.currentTime)")

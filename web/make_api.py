@@ -88,10 +88,10 @@ def function(name: str, fn: ast.FunctionDef, module: str, method=False) -> list[
     last = {p["line"]: i for i, p in enumerate(rows)}  # several on a line: the comment stands with the last of them
     told = [notes.get(p["line"], "") if last[p["line"]] == i else "" for i, p in enumerate(rows)]
     if any(told) or back[1]:
-        lines += ["| | type | default | |", "|:---|:----|:---|:---------|"]
+        lines += ["::: {.params}", "", "| | type | default | |", "|:---|:----|:---|:---------|"]
         lines += [f"| {code(p['name'])} | {code(p['type'])} | {code(p['default'])} | {safe(cell(note))} |" for p, note in zip(rows, told)]
         if any(back): lines += [f"| *returns* | {code(back[0])} | | {safe(cell(back[1]))} |"]
-        lines += [""]
+        lines += ["", ":::", ""]
     return lines
 
 def safe(s: str) -> str:

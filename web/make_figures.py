@@ -4,7 +4,7 @@ Quarto runs this before it renders (`pre-render` in `_quarto.yml`)."""
 import json, re
 from pathlib import Path
 from filter import DROP, marks, said, source
-from make_api import chapter_title, public, safe
+from make_api import cell, chapter_title, public, safe
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """---
@@ -31,14 +31,14 @@ the axes say that themselves. Who cannot see a figure hears its description, whi
 def figures(path: Path) -> list[dict]:
     "The captioned figures of one chapter, in order: which cell, what it says, what kind it is, which functions of `show` drew it."
     found = []
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] != "code": continue
-        text = source(cell); m = marks(text)
+    for c in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if c["cell_type"] != "code": continue
+        text = source(c); m = marks(text)
         if "fig-cap" not in m or set(DROP) & set(m): continue
-        data = "".join("".join(o.get("data", {}).get("text/html", "")) for o in cell["outputs"])
+        data = "".join("".join(o.get("data", {}).get("text/html", "")) for o in c["outputs"])
         kind = "slider" if "type=\"range\"" in data or "type=range" in data else "clips" if "<video" in data else "picture"
         by = [n for n in public("show") if re.search(rf"\b{n}\(", text)]
-        found.append(dict(id=cell["id"], cap=said(m["fig-cap"]), alt=said(m.get("fig-alt", "")), kind=kind, by=by))
+        found.append(dict(id=c["id"], cap=said(m["fig-cap"]), alt=said(m.get("fig-alt", "")), kind=kind, by=by))
     return found
 
 def figures_page() -> str:
@@ -47,10 +47,10 @@ def figures_page() -> str:
     for path in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")):
         rows = figures(path)
         if not rows: continue
-        parts += [f"## {chapter_title(path.stem)} {{#{path.stem}}}", "", "| Figure | Shown as | Drawn by |", "|:---------|:--|:---|"]
-        for f in rows:
+        parts += [f"## {chapter_title(path.stem)} {{#{path.stem}}}", "", "| | It shows | Shown as | Drawn by |", "|:--|:---------|:--|:---|"]
+        for i, f in enumerate(rows, 1):
             by = ", ".join(f"[`{n}`](../api/show.qmd#{n})" for n in f["by"]) or "matplotlib, in its cell"
-            parts.append(f"| [{safe(f['cap'].replace('|', chr(92) + '|'))}](../nbs/{path.name}#{f['id']}) | {f['kind']} | {by} |")
+            parts.append(f"| [{int(path.stem[:2])}.{i}](../nbs/{path.name}#{f['id']}) | {safe(cell(f['cap']))} | {f['kind']} | {by} |")
         parts.append("")
     return HEAD + "\n".join(parts)
 
