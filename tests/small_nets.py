@@ -1,6 +1,10 @@
 "Small networks in the shapes of SD 1.x, SD 2.x and SDXL, with random weights: what holds for these is no accident of training."
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from tune_a_video_nbs.ldm import model_path
+
+STABLE = dict(beta_start=.00085, beta_end=.012, beta_schedule="scaled_linear", steps_offset=1)   # Stable Diffusion's noise levels
 
 TINY = dict(sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4)
 SHAPES = {
@@ -37,3 +41,19 @@ def conditions(net, b, generator):
 def only_clip(cond, i):
     "The conditions of clip `i` alone."
     return {k: only_clip(v, i) if isinstance(v, dict) else v[i:i+1] for k, v in cond.items()}
+
+def small_pipeline(folder, shape="sd1", scheduler=None, **unet):
+    """A whole model folder as diffusers writes it: a small VAE and UNet with random weights, and the miniature's tokenizer and text encoder.
+    The scheduler is Stable Diffusion's own if none is given, PNDM; `unet` changes the network."""
+    text, tokenizer = (kind.from_pretrained(model_path("sprites"), subfolder=sub) for kind, sub in ((CLIPTextModel, "text_encoder"), (CLIPTokenizer, "tokenizer")))
+    vae = randomise(AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",)*2, up_block_types=("UpDecoderBlock2D",)*2,
+                                  latent_channels=4, norm_num_groups=4, mid_block_add_attention=False, scaling_factor=.5))
+    parts = dict(vae=vae, text_encoder=text, tokenizer=tokenizer, scheduler=scheduler or PNDMScheduler(**STABLE, skip_prk_steps=True))
+    if shape == "sdxl":
+        second = randomise(CLIPTextModelWithProjection(CLIPTextConfig(**text.config.to_dict() | dict(hidden_size=48, intermediate_size=64, projection_dim=20))))
+        net = small_unet(shape, cross_attention_dim=96 + 48, **unet)
+        whole = StableDiffusionXLPipeline(**parts, unet=net, text_encoder_2=second, tokenizer_2=tokenizer, add_watermarker=False)
+    else: whole = StableDiffusionPipeline(**parts, unet=small_unet(shape, cross_attention_dim=96, **unet), safety_checker=None, feature_extractor=None,
+                                          requires_safety_checker=False)
+    whole.save_pretrained(folder)
+    return folder

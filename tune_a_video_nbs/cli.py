@@ -7,11 +7,12 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'EXPECTED', 'EXPECTED_NAMES', 'DEMO', 'command', 'check_free', 'whole_folder', 'load_pipe', 'run_tune',
            'text_table', 'score_rows', 'write_page', 'read_run', 'run_edit', 'demo_command', 'tune_command',
-           'edit_command', 'models_command', 'train_command', 'evaluate_command', 'main']
+           'edit_command', 'models_command', 'train_command', 'evaluate_command', 'main', 'benchmark_command']
 
 # %% ../nbs/21_cli.ipynb #ea9d60a9
-import functools, html, json, math, os, re, shlex, shutil, signal, sys, time, warnings
+import functools, html, importlib, json, math, os, re, shlex, shutil, signal, sys, time, warnings
 from contextlib import contextmanager
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -355,3 +356,78 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))        # so that folders are cleaned up after `kill`, too
     if not sys.stderr.isatty(): os.environ.setdefault("TQDM_MININTERVAL", "10")   # a log wants few lines
     app(prog_name="tune-a-video")
+
+# %% ../nbs/21_cli.ipynb #21be0002
+_Format = Enum("Format", {k: k for k in ("csv", "tgve", "davis", "kinetics", "ssv2", "youcook2")}, type=str)
+
+def _given(**options): return {k: v for k, v in options.items() if v not in (None, [])}
+
+def _load_metrics(name):
+    "The dictionary of scores that `module:NAME` names."
+    module, _, attribute = name.partition(":")
+    if "" not in sys.path: sys.path.insert(0, "")   # modules of the current folder, as `python -m` finds them
+    try: metrics = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e: raise ValueError(f"--metrics {name}: {e}; say module:NAME") from None
+    if not isinstance(metrics, dict) or not all(map(callable, metrics.values())): raise ValueError(f"--metrics {name} is no dictionary of functions")
+    return metrics
+
+def _report_benchmark(out, rows, missing, as_json):
+    "The means, what failed, and where things are."
+    from tune_a_video_nbs.benchmark import mean_table, shown_means
+    failed = [r for r in rows if r["error"]]
+    if as_json:
+        told = dict(out=str(out), page=str(out/"index.html"), jobs=len(rows), failed=len(failed), missing=len(missing), table=mean_table(rows))
+        return print(json.dumps(told))
+    for r in failed[:5]: typer.echo(f"tune-a-video: failed: {r['clip']}, {r['kind']}: {r['error']}", err=True)
+    if failed[5:]: typer.echo(f"tune-a-video: and {len(failed) - 5} more that failed; the page names them", err=True)
+    print(text_table(shown_means(rows)), f"every edit:  {out/'summary.csv'}", f"open:        {out/'index.html'}", sep="\n")
+
+# %% ../nbs/21_cli.ipynb #21be0003
+@command("benchmark")
+def benchmark_command(
+    data: Path = typer.Argument(help="the annotations: a CSV, YAML or JSON file, or for tgve a folder of YAML"),
+    format: _Format = typer.Option(..., help="what they are"),
+    videos: Path|None = typer.Option(None, help="the folder with the videos or frames; that of DATA without"),
+    out: Path|None = typer.Option(None, help="the folder to write, or to go on in; benchmarks/<name of DATA> without"),
+    model: str = typer.Option("sprites", help=_MODEL), limit: int|None = typer.Option(None, min=1, help="stop after so many clips that are there"),
+    frames: int|None = typer.Option(None, min=1, help="of each clip; what the data set says without, and 16 if it says nothing"),
+    stride: int|None = typer.Option(None, min=1, help="take every so many frames"), fps: float|None = typer.Option(None, help="or so many a second, of videos"),
+    size: int|None = typer.Option(None, min=1, help="side of the square cut from the middle, in pixels; the model's own without"),
+    tune_steps: int|None = typer.Option(None, min=0, help="of the optimizer; 0 does not tune" + _OWN), lr: float|None = typer.Option(None, help="learning rate" + _OWN),
+    steps: int|None = typer.Option(None, min=1, help="of inversion and of sampling" + _OWN),
+    guidance: float|None = typer.Option(None, help="how hard words pull; 1 is none" + _OWN),
+    strength: float|None = typer.Option(None, min=0, max=1, help="how far back to noise" + _OWN), seed: int = typer.Option(0, help=_SEED),
+    prompt: list[str] = typer.Option([], help="for kinetics, ssv2, youcook2: an edit, such as '{caption} on the moon'; give several"),
+    caption: str|None = typer.Option(None, help="for these: what a clip shows, such as 'a person is {label}'"),
+    split: str|None = typer.Option(None, help="for these: only this split, as the annotations call it"),
+    metrics: str|None = typer.Option(None, help="scores of your own: module:NAME of a dictionary of functions"),
+    as_json: bool = typer.Option(False, "--json", help=_JSON)):
+    """Tune, invert, edit and score a whole data set.
+
+    For each clip and each of its prompts. Writes results.jsonl, clips, summary.md, summary.csv and index.html. Missing videos are listed and skipped;
+    an edit that fails is recorded and the rest go on. Stop it when you like: the same command goes on, and tries again what failed.
+
+    \b
+    Examples:
+      tune-a-video benchmark mine.csv --format csv --videos clips
+      tune-a-video benchmark configs --format tgve --videos data --model owner/model --frames 32
+      tune-a-video benchmark prompts.yaml --format davis --videos DAVIS
+      tune-a-video benchmark validate.csv --format kinetics --videos k600 --caption "a person is {label}" --prompt "{caption} on the moon" --limit 50
+      accelerate launch --multi_gpu --num_processes 8 --no_python tune-a-video benchmark configs --format tgve --videos data
+
+    \b
+    Exit code: 0 all done; 3 some edits failed; 1 could not begin; 2 misused; 130 stopped."""
+    from tune_a_video_nbs.benchmark import check_folder, processes, read_dataset, run_benchmark
+    out, scores = out or Path("benchmarks")/data.stem, _load_metrics(metrics) if metrics else None
+    check_folder(out)
+    entries, missing = read_dataset(data, format.value, videos, limit, **_given(prompts=prompt, caption=caption, split=split))
+    main = processes().is_main_process
+    names = ", ".join(m.split(": no ")[0] for m in missing[:5]) + ", ..."*(len(missing) > 5)
+    if missing and main: typer.echo(f"tune-a-video: {len(missing)} missing, skipped: {names}", err=True)
+    pipe = load_pipe(model)
+    settings = _given(tune_steps=tune_steps, lr=lr, num_inference_steps=steps, guidance_scale=guidance, strength=strength)
+    try: rows = run_benchmark(entries, out, model, pipe, frames, _model_size(pipe, size), stride, fps, seed, settings, scores, missing)
+    except KeyboardInterrupt: typer.echo(f"tune-a-video: what is done is in {out}; the same command goes on", err=True); raise
+    if not main: return
+    _report_benchmark(out, rows, missing, as_json)
+    if any(r["error"] for r in rows): raise typer.Exit(3)

@@ -10,7 +10,7 @@ __all__ = ['PREDICTION_TYPES', 'alphas_cumprod', 'linear_schedule', 'scaled_line
            'save_atomic', 'save_checkpoint', 'load_checkpoint', 'fit']
 
 # %% ../nbs/02_ddpm.ipynb #943e87b4
-import math, os
+import glob, math, os
 from pathlib import Path
 import torch, torch.nn.functional as F
 from einops import rearrange
@@ -175,13 +175,29 @@ def ddpm_sample(model,                  # called as `model(x_t, t, **cond)` with
     return x
 
 # %% ../nbs/02_ddpm.ipynb #7c61f0c8
+def _alive(pid):
+    if os.name != "posix": return True   # elsewhere there is no asking without harm
+    try: os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError): return False
+    except PermissionError: pass
+    return True
+
+def _sweep(path):
+    "Remove what killed processes left of the file `path` under `save_atomic`'s temporary names."
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        pid = part.name.split(".")[-2]
+        if pid.isdigit() and part.is_file() and not _alive(int(pid)): part.unlink(missing_ok=True)
+
 def save_atomic(write,      # called with a temporary path, writes the file there
                 path: str|Path, # where the whole file appears at once
                ) -> Path:
     "Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True); _sweep(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try: write(part); os.replace(part, path)
+    try:
+        write(part)
+        with open(part, "rb+") as f: os.fsync(f.fileno())   # on the disk before it has its name, or a power cut leaves an empty file
+        os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path
 
@@ -192,25 +208,80 @@ def save_checkpoint(path: str|Path, # where the file appears
                     opt: torch.optim.Optimizer,
                     average: dict,  # name -> running average; empty when none is kept
                     generator: torch.Generator|None, # whose state goes along
+                    **more,         # kept beside these, if not empty: `about`, `scaler`
                    ) -> Path:
-    "All that `fit` needs to go on as if it had never stopped."
+    "All that `fit` needs to go on as if it had never stopped. Raises `OSError` when it cannot be written; the file before it stays."
     state = dict(step=step, params={k: v.detach() for k, v in params.items()}, optimizer=opt.state_dict(), average=average,
-                 generator=generator.get_state() if generator is not None else None)
-    return save_atomic(lambda p: torch.save(state, p), path)
+                 generator=generator.get_state() if generator is not None else None, **{k: v for k, v in more.items() if v})
+    def write(part):
+        try:
+            with open(part, "wb") as f: torch.save(state, f)
+        except (OSError, RuntimeError) as e:   # torch says of a full disk that it is at an unexpected position
+            raise OSError(getattr(e, "errno", None) or 5, f"the checkpoint of step {step} could not be written ({e}); an older one is as it was", str(path)) from e
+    return save_atomic(write, path)
+
+def _read_checkpoint(path):
+    "The file's content: tensors, numbers and words, never code."
+    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError: raise
+    except Exception as e: raise ValueError(f"{path} is damaged, or holds more than tensors (nothing in it was run): move it away to start anew") from e
+    if not isinstance(state, dict) or not {"step", "params", "optimizer", "average", "generator"} <= set(state):
+        raise ValueError(f"{path} is no checkpoint of a training run: give another name")
+    return state
+
+def _alike(a, b):
+    "Equal; numbers to one in ten thousand, as they may come from sums in another order."
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)): return len(a) == len(b) and all(map(_alike, a, b))
+    return math.isclose(a, b, rel_tol=1e-4) if isinstance(a, float) and isinstance(b, (int, float)) else a == b
+
+def _check_checkpoint(path, state, params, about, most):
+    "Is it of this network, and of these settings? Raises `ValueError`."
+    if most is not None and state["step"] > most:
+        raise ValueError(f"{path} has {state['step']} steps behind it, more than the {most} asked for: ask for more, or take another file")
+    had, want = ({k: tuple(v.shape) for k, v in d.items()} for d in (state["params"], params))
+    for k in {**want, **had}:
+        if had.get(k) != want.get(k):
+            raise ValueError(f"{path} is of another network: {k} is {had.get(k, 'missing')} there and {want.get(k, 'missing')} here; take another file to start anew")
+    for k, v in (about or {}).items():
+        if not _alike(old := state.get("about", {}).get(k, v), v):
+            raise ValueError(f"{path} was begun with {k}={old!r}, and now it is {v!r}: set it back to go on, or take another file to start anew")
 
 def load_checkpoint(path: str|Path, # a file of `save_checkpoint`
                     params: dict,   # gets the saved values, in place
                     opt: torch.optim.Optimizer, # gets its state
                     generator: torch.Generator|None, # gets its state
+                    about: dict|None = None, # settings that must be those of the file, where it has any
+                    scaler=None,    # gets its state
+                    most: int|None = None, # steps that it may have behind it
                    ) -> tuple[int, dict]: # steps done, and the running average
-    "Put everything back where `save_checkpoint` found it."
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    "Put everything back where `save_checkpoint` found it. Raises `ValueError`, and changes nothing, if the file is damaged or of another run."
+    state = _read_checkpoint(path)
+    _check_checkpoint(path, state, params, about, most)
     opt.load_state_dict(state["optimizer"])
     for k, v in params.items(): v.data.copy_(state["params"][k])
     if generator is not None: generator.set_state(state["generator"])
+    if scaler is not None and "scaler" in state: scaler.load_state_dict(state["scaler"])
     return state["step"], {k: v.to(params[k]) for k, v in state["average"].items()}
 
 # %% ../nbs/02_ddpm.ipynb #3e29cdf9
+def _rate(step, steps, warmup, decay):
+    "Share of the peak learning rate: a linear rise, then half a cosine, or the peak."
+    return min(1, (step + 1)/max(1, warmup))*(.5 + .5*math.cos(math.pi*min(1, step/steps)) if decay else 1)
+
+def _gradients(loss_fn, step, accelerator):
+    "Fill the gradients from one batch, or from the several that `accelerator` gathers for one step; their mean loss."
+    if accelerator is None: loss = loss_fn(step); loss.backward(); return loss.detach()
+    losses = []
+    for _ in range(accelerator.gradient_accumulation_steps):
+        with accelerator.accumulate(): loss = loss_fn(step); accelerator.backward(loss); losses.append(loss.detach())
+    return torch.stack(losses).mean()
+
+def _resume(path, *args):
+    "Steps done and the running average of a checkpoint, if there is one."
+    if not path or not Path(path).exists(): return 0, {}
+    _sweep(Path(path))
+    return load_checkpoint(path, *args)
+
 def fit(loss_fn,            # `loss_fn(step)` draws a batch and returns a scalar loss
         params: dict,       # name -> tensor that learns
         steps: int,         # optimizer steps in all
@@ -225,27 +296,28 @@ def fit(loss_fn,            # `loss_fn(step)` draws a batch and returns a scalar
         generator: torch.Generator|None = None, # its state is kept in the checkpoint, so a resumed run draws the same numbers
         callback=None,      # called as `callback(step, loss, average)` after each step
         progress: str|None = None, # name on the progress bar; no bar without one
+        about: dict|None = None,   # settings to keep in the checkpoint; one that has others is refused
+        accelerator=None,   # accelerate's, for half precision and for several batches a step
        ) -> dict:           # name -> running average of each tensor (the tensors themselves without `ema`)
     "The one training loop of this book: AdamW, warm-up and cosine decay, clipped gradients, averaged weights, resumable."
-    tensors = list(params.values())
+    tensors, scaler = list(params.values()), getattr(accelerator, "scaler", None)
     opt = torch.optim.AdamW(tensors, lr=lr, weight_decay=weight_decay, betas=(.9, .99), fused=True)
-    rate = lambda s: min(1, (s + 1)/max(1, warmup))*(.5 + .5*math.cos(math.pi*min(1, s/steps)) if decay else 1)
-    average = {k: v.detach().clone() for k, v in params.items()} if ema else {k: v.detach() for k, v in params.items()}
-    start = 0
-    if checkpoint and Path(checkpoint).exists():
-        start, saved = load_checkpoint(checkpoint, params, opt, generator)
-        if ema: average = saved
+    if accelerator: opt = accelerator.prepare(opt)
+    clip = accelerator.clip_grad_norm_ if accelerator else torch.nn.utils.clip_grad_norm_
+    average = {k: v.detach().clone() if ema else v.detach() for k, v in params.items()}
+    start, saved = _resume(checkpoint, params, opt, generator, about, scaler, steps)
+    if ema and saved: average = saved
     with tqdm(range(start, steps), initial=start, total=steps, desc=progress, disable=progress is None) as bar:
         for step in bar:
-            for group in opt.param_groups: group["lr"] = lr*rate(step)
-            loss = loss_fn(step)
-            loss.backward()
-            if clip_norm: torch.nn.utils.clip_grad_norm_(tensors, clip_norm)
+            for group in opt.param_groups: group["lr"] = lr*_rate(step, steps, warmup, decay)
+            loss = _gradients(loss_fn, step, accelerator)
+            if clip_norm: clip(tensors, clip_norm)
             opt.step(); opt.zero_grad(set_to_none=True)
             if ema:   # a short memory at first, so early averages are not stuck at the start
                 torch._foreach_lerp_(list(average.values()), [v.detach() for v in tensors], 1 - min(ema, (1 + step)/(10 + step)))
             if step % 10 == 0: bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
             if callback: callback(step, loss.item(), average)
             if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
-                save_checkpoint(checkpoint, step + 1, params, opt, average if ema else {}, generator)
+                save_checkpoint(checkpoint, step + 1, params, opt, average if ema else {}, generator, about=about,
+                                scaler=scaler and scaler.state_dict())
     return average

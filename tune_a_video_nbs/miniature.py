@@ -117,6 +117,7 @@ def build_tokenizer():
     vocab = {t: i for i, t in enumerate(dict.fromkeys([*letters, *merged, "<|startoftext|>", "<|endoftext|>"]))}
     return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=TOKENS, words=words)
 
+# %% ../nbs/05_miniature.ipynb #42bde430
 def build_text_encoder(tokenizer):
     "CLIP's text transformer, two layers of width 96."
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -165,6 +166,7 @@ def still_loss(unet, text_encoder,
     weight = ratio.clamp(max=gamma)/ratio*(1 + (sprite_weight - 1)*near*(ratio > .3))
     return (weight*(eps - noise).square()).mean()
 
+# %% ../nbs/05_miniature.ipynb #0a4e25fb
 def batch_loss(unet, text_encoder,
                encoded: tuple,   # from `encode_stills`
                no_words: Tensor, # token ids of the empty caption, (TOKENS,)
