@@ -41,7 +41,7 @@ def test_loads_in_plain_diffusers():
     pipe = StableDiffusionPipeline.from_pretrained(ROOT/"tune_a_video_nbs/assets/sprites")
     image = pipe("a red star on the grass", num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
     assert image.size == (64, 64)
-    weights = sum(p.stat().st_size for p in (ROOT/"tune_a_video_nbs/assets").rglob("*.safetensors"))
+    weights = sum(p.stat().st_size for p in (ROOT/"tune_a_video_nbs/assets/sprites").rglob("*.safetensors"))
     assert weights <= 12_000_000
 
 def test_no_pickle_ships():
