@@ -124,7 +124,7 @@ def sameness(clip) -> float: # in [0, 1]
 
 # %% ../nbs/11_evaluate.ipynb #6667ecee
 def flicker(clip,               # uint8 (f, h, w, 3)
-            reach: float = .27, # how far a sprite may reach from its centre, as a share of the side
+            reach: float = .4,  # how far a sprite, its border included, may reach from its centre, as a share of the side
            ) -> float:          # grey levels
     "Mean change from frame to frame of the pixels that no sprite is near."
     at, _ = _paths(clip)
