@@ -185,7 +185,7 @@ def lora_layers(pipe):
     "Layers of all kinds that LoRA files change: attention, feed-forward, convolution, text."
     net = pipe.unet
     names = [n for n, m in net.named_modules() if n.endswith(("attn1.to_q", "attn2.to_v", "attn2.to_out.0", "ff.net.2")) or n.endswith("resnets.0.conv1") or n.endswith("proj_in")]
-    text = [n for n, m in pipe.text_encoder.named_modules() if n.endswith(("q_proj", "fc1"))]
+    text = [n for n, m in pipe.text_encoder.named_modules() if n.endswith(("q_proj", "k_proj", "v_proj", "out_proj", "fc1"))]
     return {f"unet.{n}": net.get_submodule(n) for n in names} | {f"text_encoder.{n}": pipe.text_encoder.get_submodule(n) for n in text}
 
 def matrices(layer, g):
@@ -202,11 +202,14 @@ def write_lora(pipe, path, style, alpha=None):
         if style == "kohya":
             key = ("lora_unet_" if part == "unet" else "lora_te_") + path_in.replace(".", "_")
             file |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b, f"{key}.alpha": torch.tensor(float(alpha or RANK))}
-        elif style == "diffusers": file |= {f"{part}.{path_in}.lora.down.weight": a, f"{part}.{path_in}.lora.up.weight": b}
+        elif style == "diffusers":
+            word = "lora" if part == "unet" else "lora_linear_layer"
+            file |= {f"{part}.{path_in}.{word}.down.weight": a, f"{part}.{path_in}.{word}.up.weight": b}
         else: file |= {f"{part}.{path_in}.lora_A.weight": a, f"{part}.{path_in}.lora_B.weight": b}
         if a.ndim == 2: by_hand[name] = b @ a
         else: by_hand[name] = torch.einsum("orxy,rihw->oihw", b, a)
-    about = {f"{p}.{k}": v for p in ("unet", "text_encoder") for k, v in (("r", RANK), ("lora_alpha", alpha))}
+    inside = lambda p: [n.removeprefix(f"{p}.") for n in by_hand if n.startswith(p)]
+    about = {f"{p}.{k}": v for p in ("unet", "text_encoder") for k, v in (("r", RANK), ("lora_alpha", alpha), ("target_modules", inside(p)))}
     save_file({k: v.contiguous() for k, v in file.items()}, path, dict(format="pt", lora_adapter_metadata=json.dumps(about)) if style == "peft" and alpha else None)
     return by_hand
 

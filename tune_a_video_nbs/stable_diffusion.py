@@ -189,7 +189,7 @@ WAYS = {   # job -> what to switch on, the cheapest in time first
     "sample": [{}, dict(vae_slicing=True), dict(vae_slicing=True, guide_at_once=False), dict(vae_slicing=True, guide_at_once=False, offload=True)],
 }
 
-# %% ../nbs/12_stable_diffusion.ipynb #0a691d9a
+# %% ../nbs/12_stable_diffusion.ipynb #182d078c
 class _Memory:
     "Counts each thing once, and only when it is asked for."
     def __init__(self, model, size, dtype):
@@ -203,16 +203,21 @@ class _Memory:
         if key not in self.kept: self.kept[key] = count(*args, **kwargs)
         return self.kept[key]
 
+    def _pixels(self, frames, way):
+        "The whole clip in pixels: handed over for `encode`; from `decode` in parts, as one, and as float32."
+        m, n = 2**(len(self.nets["vae"].config.block_out_channels) - 1), next(self.nets["vae"].parameters()).element_size()
+        return frames*3*self.size[0]*self.size[1]*m*m*(n if way == "encode" else 2*n + 4)
+
     def phases(self, job, frames, vae_slicing=False, gradient_checkpointing=False, guide_at_once=True, offload=False):
         "Phase -> what fills the GPU then, in bytes."
         unet, vae = self.nets["unet"], self.nets["vae"]
         at_once, way = (1 if vae_slicing else min(frames, 8)), "encode" if job == "tune" else "decode"
-        pixels = self._once(vae_bytes, vae, at_once, self.size, way)
+        coded, at_edge = self._once(vae_bytes, vae, at_once, self.size, way), self._pixels(frames, way)
         if job == "tune": work = self._once(step_bytes, unet, frames, self.size, self.autocast, gradient_checkpointing=gradient_checkpointing)
         else: work = self._once(ask_bytes, unet, frames, self.size, clips=1 + guide_at_once)
         weights = lambda net: _bytes(net) if offload else sum(map(_bytes, self.nets.values()))
         learning = {"learning": _learning_bytes(unet)} if job == "tune" else {}
-        return {way: {"weights": weights(vae), "activations": pixels}, job: {"weights": weights(unet), **learning, "activations": work}}
+        return {way: {"weights": weights(vae), "pixels": at_edge, "activations": coded}, job: {"weights": weights(unet), **learning, "activations": work}}
 
 def _need(phases): # bytes of the GPU, context and gaps included
     return CONTEXT + max(sum(v*(LOOSE if k == "activations" else 1) for k, v in parts.items()) for parts in phases.values())
