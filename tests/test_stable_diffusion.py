@@ -345,3 +345,75 @@ def test_what_their_network_cannot_be(folders, tmp_path):
     with pytest.raises(ValueError, match="knows no"): save_for_authors(load_base(folders["sd1"], frame_norm="shared", frame_positions=True), tmp_path/"x")
     with pytest.raises(ValueError, match="knows no"): save_for_authors(load_base(folders["sdxl"], frame_norm="shared"), tmp_path/"x")
     assert not (tmp_path/"x").exists()
+
+# ---- the plan
+
+def measured(run):
+    "How far the CPU's allocator rises above where it stood, by its own record: kernels' scratch included."
+    from torch.profiler import ProfilerActivity, profile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof: run()
+    record = sorted((e.start_ns(), e.nbytes()) for e in prof.profiler.kineto_results.events() if e.name() == "[memory]")
+    return int(np.cumsum([n for _, n in record]).max())
+
+@pytest.mark.parametrize("shape", ["sd1", "sdxl"])
+def test_the_count_is_what_the_allocator_sees(folders, shape, monkeypatch):
+    """Beyond the count there are only kernels' scratch, a copy of a layer's input, weights and output at most, and of the tuning
+    what learns: gradients and AdamW's averages. Attention is fused on the CPU too, as on a GPU."""
+    F = torch.nn.functional
+    monkeypatch.setattr(tune_a_video_nbs.attention, "attend", lambda q, k, v, bias=None: F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+    pipe, f, size = ready(load_base(folders[shape])), 6, (16, 16)
+    tokens = pipe.tokenizer.model_max_length
+    net = on_meta(pipe, torch.float32)["unet"]
+    frames = torch.randint(256, (f, 32, 32, 3), generator=rng(), dtype=torch.uint8).numpy()
+    z, learns = torch.randn(1, 4, f, *size, generator=rng()), sd._learning_bytes(net)
+    with torch.no_grad(), sd.CountBytes() as c: pipe(RED, latents=z, output_type="latent")
+    scratch = 3*c.largest
+    pipe.tune(frames, RED, steps=1)                                                         # the first run of anything is special
+    for checkpointing in (False, True):
+        if checkpointing: pipe.unet.enable_gradient_checkpointing()
+        counted, seen = sd.step_bytes(net, f, size, gradient_checkpointing=checkpointing, tokens=tokens), measured(lambda: pipe.tune(frames, RED, steps=2))
+        assert .95*counted < seen < counted + learns + scratch
+    for at_once in (True, False):
+        counted, seen = sd.ask_bytes(net, f, size, 1 + at_once, tokens), measured(lambda: pipe(RED, latents=z, guide_at_once=at_once, output_type="latent"))
+        assert .95*counted < seen < counted + scratch
+
+def test_counting_knows_its_numbers():
+    "Stable Diffusion's own sizes, in millions, from configs alone; 74.4 learn, as in the authors' network."
+    nets = on_meta("sd15")
+    millions = lambda net: sum(p.numel() for p in net.parameters())/1e6
+    assert [round(millions(n), 1) for n in nets.values()] == [909.1, 83.7, 123.1] and sd._learning_bytes(nets["unet"]) == pytest.approx(74.4e6*16, rel=1e-3)
+    assert millions(on_meta("sdxl")["text_encoder_2"]) == pytest.approx(693, abs=1)
+
+def test_the_plan(folders, monkeypatch):
+    "Smaller cards need more switches; what is said to fit needs no more than there is; and the frames that would fit do, by their own count."
+    monkeypatch.setattr(sd, "CONTEXT", 0)
+    pipe, last = load_base(folders["sd1"]), {"tune": 9, "sample": 9}
+    need = {job: [sd._need(sd._Memory(pipe, (32, 32), torch.float32).phases(job, 6, **way))/1e9 for way in ways] for job, ways in sd.WAYS.items()}
+    for job, gbs in need.items(): assert gbs == sorted(gbs, reverse=True)
+    for i in range(4):
+        p = plan(pipe, 6, 32, 1.0001*max(gbs[i] for gbs in need.values()), torch.float32)
+        for job in sd.WAYS: assert p.need[job] <= p.gpu_gb and sd.WAYS[job].index(p.ways[job]) <= i
+    p = plan(pipe, 6, 32, need["tune"][-1]*.6, torch.float32, jobs=("tune",))
+    assert p.ways["tune"] is None and 0 < p.most["tune"] < 6 and f"{p.most['tune']} frames would fit" in str(p)
+    assert plan(pipe, p.most["tune"], 32, p.gpu_gb, torch.float32, jobs=("tune",)).ways["tune"] is not None
+    assert plan(pipe, 6, 32, 1e-6, torch.float32, jobs=("tune",)).most == {"tune": 0}
+    assert plan(folders["sd1"], 6, 32, 1., torch.float32).need == plan(pipe, 6, 32, 1., torch.float32).need        # configs are enough
+
+def test_a_plan_is_carried_out(folders, monkeypatch):
+    monkeypatch.setattr(sd, "CONTEXT", 0)
+    pipe = ready(load_base(folders["sd1"]))
+    phases = sd._Memory(pipe, (16, 16), torch.float32).phases
+    p = plan(pipe, 2, 16, max(sd._need(phases(job, 2, **ways[2])) for job, ways in sd.WAYS.items())*1.0001e-9, torch.float32)
+    p.apply(pipe, "cpu")
+    assert pipe.unet.is_gradient_checkpointing == bool((p.ways["tune"] or {}).get("gradient_checkpointing")) and pipe.vae.use_slicing
+    assert len(pipe.tune(clip(), RED)) == 2 and pipe(BLUE, latents=pipe.invert(clip()), **p.how).frames.shape == (1, 2, 16, 16, 3)
+
+@pytest.mark.parametrize("wrong, says", [(dict(frames=0), "must be positive"), (dict(gpu_gb=-1.), "must be positive"), (dict(size=(30, 33)), "multiples of 2")])
+def test_plans_that_make_no_sense(folders, wrong, says):
+    with pytest.raises(ValueError, match=says): plan(folders["sd1"], **dict(frames=2, size=16) | wrong)
+
+def test_half_precision_costs_norms_in_full(folders):
+    "Under autocast a norm keeps its input in float32 also: the count knows."
+    net = on_meta(folders["sd1"])["unet"]
+    assert sd.step_bytes(net, 4, (16, 16), torch.float16) > 1.05*sd.step_bytes(net, 4, (16, 16))
+    assert sd.step_bytes(net, 4, (16, 16)) < .6*sd.step_bytes(on_meta(folders["sd1"], torch.float32)["unet"], 4, (16, 16))

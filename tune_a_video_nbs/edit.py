@@ -339,7 +339,8 @@ def _where(kwargs): return {k: kwargs[k] for k in ("revision", "cache_dir", "tok
 def _weights_of(folder, kwargs):
     "Safetensors only. The authors' folders are older, and may have .bin: these are read as tensors, and nothing in them is run."
     index = DiffusionPipeline.load_config(folder, **_where(kwargs))
-    return {"use_safetensors": None if AUTHORS in (index.get("unet") or ()) else True} | kwargs
+    if AUTHORS not in (index.get("unet") or ()): return {"use_safetensors": True} | kwargs
+    return {"use_safetensors": False if Path(folder).is_dir() and not any(Path(folder).rglob("*.safetensors")) else None} | kwargs
 
 def _load(folder, frame_norm, frame_positions, kwargs):
     "Index and video network of a model folder or Hub name, whoever wrote it."

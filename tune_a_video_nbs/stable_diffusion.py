@@ -9,11 +9,11 @@ __all__ = ['SD_VAE', 'SD_NOISE', 'FAMILIES', 'CONTEXT', 'LOOSE', 'WAYS', 'SD1_WO
            'on_meta', 'AsOnGPU', 'peak_bytes', 'step_bytes', 'ask_bytes', 'vae_bytes', 'Plan', 'plan', 'fuse_lora',
            'load_base', 'save_for_authors']
 
-# %% ../nbs/12_stable_diffusion.ipynb #7946b5c0
+# %% ../nbs/12_stable_diffusion.ipynb #b4bb09a0
 import inspect, json, re, tempfile, weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import wraps
 from pathlib import Path
 import torch, torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from .edit import TuneAVideoPipeline
@@ -29,7 +28,7 @@ from .inflate import AUTHORS, VideoUNet, inflate
 from .ldm import model_path
 from .tune import trainable_names
 
-# %% ../nbs/12_stable_diffusion.ipynb #bb5f1a44
+# %% ../nbs/12_stable_diffusion.ipynb #08bdb9af
 class CountBytes(TorchDispatchMode):
     "Watches every tensor that torch makes, and the moment it is gone: `now` bytes, and their `peak`. Works on `meta`, where there are only shapes."
     def __init__(self, resident=()): # tensors that are there already, and do not count
@@ -40,9 +39,10 @@ class CountBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if not isinstance(x, Tensor) or x.untyped_storage()._cdata in self.live: continue   # a view makes nothing new
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if not isinstance(x, Tensor): continue
             store = x.untyped_storage(); key, n = store._cdata, store.nbytes()
+            if key in self.live: continue                       # a view makes nothing new
             self.live[key] = n; self.now += n
             self.peak, self.largest = max(self.peak, self.now), max(self.largest, n)
             weakref.finalize(store, self._gone, key)
@@ -124,14 +124,26 @@ def peak_bytes(run,            # called once, with everything on `meta`
     with CountBytes(resident) as count: run()
     return count.peak
 
-# %% ../nbs/12_stable_diffusion.ipynb #02e72865
-def _question(unet, frames, size, clips=1):
+# %% ../nbs/12_stable_diffusion.ipynb #4419bc32
+_COUNTED = {}
+
+def _once(count):
+    "Remember what was counted: the same network, asked the same, needs the same."
+    @wraps(count)
+    def counted(net, *args, **kwargs):
+        given = inspect.signature(count).bind(net, *args, **kwargs); given.apply_defaults()
+        key = (count.__name__, json.dumps(dict(net.config), default=str, sort_keys=True), net.dtype, *list(given.arguments.values())[1:])
+        if key not in _COUNTED: _COUNTED[key] = count(*given.args, **given.kwargs)
+        return _COUNTED[key]
+    return counted
+
+def _question(unet, frames, size, clips=1, tokens=77):
     "What the network is asked, on `meta`: latents, noise level, words, and SDXL's more."
     empty = lambda *shape: torch.empty(clips, *shape, device="meta", dtype=unet.dtype)
     c, (h, w) = unet.config, size
     added = dict(text_embeds=empty((c.projection_class_embeddings_input_dim or 0) - 6*(c.addition_time_embed_dim or 0)), time_ids=empty(6))
     return dict(sample=empty(c.in_channels, frames, h, w), timestep=torch.zeros(clips, device="meta", dtype=torch.long),
-                encoder_hidden_states=empty(77, c.cross_attention_dim), added_cond_kwargs=added if c.addition_embed_type == "text_time" else None)
+                encoder_hidden_states=empty(tokens, c.cross_attention_dim), added_cond_kwargs=added if c.addition_embed_type == "text_time" else None)
 
 @contextmanager
 def _as_if_tuning(unet, autocast, gradient_checkpointing):
@@ -146,13 +158,15 @@ def _as_if_tuning(unet, autocast, gradient_checkpointing):
         for hook in hooks: hook.remove()
         unet.disable_gradient_checkpointing(); unet.eval().requires_grad_(False)
 
-# %% ../nbs/12_stable_diffusion.ipynb #06ffeb3c
+# %% ../nbs/12_stable_diffusion.ipynb #01b82352
+@_once
 def step_bytes(unet: VideoUNet, # on `meta`
                frames: int, size: tuple, # (h, w) of the latents
                autocast=None, gradient_checkpointing: bool = False,
+               tokens: int = 77, # of a caption
               ) -> int:
     "The most that one tuning step needs beside weights, gradients and optimizer: the activations."
-    asked = _question(unet, frames, size)
+    asked = _question(unet, frames, size, tokens=tokens)
     def run():
         with AsOnGPU(autocast):
             said = unet(**asked).sample
@@ -160,16 +174,18 @@ def step_bytes(unet: VideoUNet, # on `meta`
         loss.backward()
     with _as_if_tuning(unet, autocast, gradient_checkpointing): return peak_bytes(run, unet.parameters())
 
-# %% ../nbs/12_stable_diffusion.ipynb #367aeeb9
+# %% ../nbs/12_stable_diffusion.ipynb #f21652a6
 def _asked(net):
     with AsOnGPU(): return net()
 
+@_once
 @torch.no_grad()
-def ask_bytes(unet: VideoUNet, frames: int, size: tuple, clips: int = 1) -> int:
+def ask_bytes(unet: VideoUNet, frames: int, size: tuple, clips: int = 1, tokens: int = 77) -> int:
     "The most that one question needs; `clips=2` for a guided pair at once."
-    asked = _question(unet, frames, size, clips)
+    asked = _question(unet, frames, size, clips, tokens)
     return peak_bytes(lambda: _asked(lambda: unet(**asked)), unet.parameters())
 
+@_once
 @torch.no_grad()
 def vae_bytes(vae: AutoencoderKL, frames: int, size: tuple, way: str) -> int: # "encode" or "decode" at once
     "The most that the autoencoder needs for so many frames at once; `size` is the latents'."
@@ -178,7 +194,7 @@ def vae_bytes(vae: AutoencoderKL, frames: int, size: tuple, way: str) -> int: # 
     run = (lambda: vae.encode(pixels).latent_dist.mean) if way == "encode" else (lambda: vae.decode(latents).sample)
     return peak_bytes(lambda: _asked(run), vae.parameters())
 
-# %% ../nbs/12_stable_diffusion.ipynb #cb74a523
+# %% ../nbs/12_stable_diffusion.ipynb #06b0fe9c
 CONTEXT = .6e9   # bytes a GPU spends before our first tensor: CUDA's context and its libraries' workspaces; a guess, see above
 LOOSE = 1.1      # torch's allocator gives out blocks, and cannot use all the gaps: the same
 
@@ -186,8 +202,8 @@ def _bytes(net): return sum(p.numel()*p.element_size() for p in net.parameters()
 
 def _learning_bytes(unet):
     "float32 copies if the network itself is not in float32, float32 gradients, AdamW's two averages."
-    n = sum(p.numel() for k, p in unet.named_parameters() if k in set(trainable_names(unet)))
-    return n*(12 if unet.dtype == torch.float32 else 16)
+    names = set(trainable_names(unet))
+    return sum(p.numel() for n, p in unet.named_parameters() if n in names)*(12 if unet.dtype == torch.float32 else 16)
 
 WAYS = {   # job -> what to switch on, the cheapest in time first
     "tune": [{}, dict(vae_slicing=True), dict(vae_slicing=True, gradient_checkpointing=True),
@@ -195,19 +211,15 @@ WAYS = {   # job -> what to switch on, the cheapest in time first
     "sample": [{}, dict(vae_slicing=True), dict(vae_slicing=True, guide_at_once=False), dict(vae_slicing=True, guide_at_once=False, offload=True)],
 }
 
-# %% ../nbs/12_stable_diffusion.ipynb #182d078c
+# %% ../nbs/12_stable_diffusion.ipynb #09f0ca33
 class _Memory:
     "Counts each thing once, and only when it is asked for."
     def __init__(self, model, size, dtype):
-        self.nets, self.kept = on_meta(model, dtype), {}
+        self.nets = on_meta(model, dtype)
+        self.tokens = self.nets["text_encoder"].config.max_position_embeddings
         m = 2**(len(self.nets["vae"].config.block_out_channels) - 1)
         if any(s % m for s in size): raise ValueError(f"size is {size}; this model takes multiples of {m}")
         self.size, self.autocast = tuple(s//m for s in size), torch.float16 if dtype == torch.float16 else None   # as `tune` does on a GPU
-
-    def _once(self, count, *args, **kwargs):
-        key = (count.__name__, *args[1:], *kwargs.items())
-        if key not in self.kept: self.kept[key] = count(*args, **kwargs)
-        return self.kept[key]
 
     def _pixels(self, frames, way):
         "The whole clip in pixels: handed over for `encode`; from `decode` in parts, as one, and as float32."
@@ -218,9 +230,9 @@ class _Memory:
         "Phase -> what fills the GPU then, in bytes."
         unet, vae = self.nets["unet"], self.nets["vae"]
         at_once, way = (1 if vae_slicing else min(frames, 8)), "encode" if job == "tune" else "decode"
-        coded, at_edge = self._once(vae_bytes, vae, at_once, self.size, way), self._pixels(frames, way)
-        if job == "tune": work = self._once(step_bytes, unet, frames, self.size, self.autocast, gradient_checkpointing=gradient_checkpointing)
-        else: work = self._once(ask_bytes, unet, frames, self.size, clips=1 + guide_at_once)
+        coded, at_edge = vae_bytes(vae, at_once, self.size, way), self._pixels(frames, way)
+        if job == "tune": work = step_bytes(unet, frames, self.size, self.autocast, gradient_checkpointing, self.tokens)
+        else: work = ask_bytes(unet, frames, self.size, 1 + guide_at_once, self.tokens)
         weights = lambda net: _bytes(net) if offload else sum(map(_bytes, self.nets.values()))
         learning = {"learning": _learning_bytes(unet)} if job == "tune" else {}
         return {way: {"weights": weights(vae), "pixels": at_edge, "activations": coded}, job: {"weights": weights(unet), **learning, "activations": work}}
@@ -260,15 +272,12 @@ class Plan:
                 lines.append(f"{phase:>16}: " + ", ".join(f"{k} {v/1e9:.2f}" for k, v in parts.items()))
         return "\n".join(lines)
 
-# %% ../nbs/12_stable_diffusion.ipynb #aa6baa8e
+# %% ../nbs/12_stable_diffusion.ipynb #f39c7192
 def _most_frames(memory, job, frames, room):
     """The most frames, fewer than these, that fit with every switch on; 0 if not even one does. At each moment memory grows straight with the frames, so
     the peak, the largest of such lines, hangs below its chord: what fits by the chord from 1 to `frames` does fit."""
     one, all_ = (_need(memory.phases(job, f, **WAYS[job][-1])) for f in (1, frames))
     return 0 if one > room or frames == 1 else 1 + int((room - one)*(frames - 1)/(all_ - one))
-
-@lru_cache(maxsize=8)
-def _memory(model, size, dtype): return _Memory(model, size, dtype)
 
 def plan(model,                # a key of `FAMILIES`, a model folder or Hub name, or a pipeline
          frames: int = 24,
@@ -280,8 +289,7 @@ def plan(model,                # a key of `FAMILIES`, a model folder or Hub name
     "Before the start: will it fit, and with which switches? Estimates from counts on `meta`."
     size = (size, size) if isinstance(size, int) else tuple(size)
     if frames < 1 or gpu_gb <= 0: raise ValueError(f"frames={frames}, gpu_gb={gpu_gb}: both must be positive")
-    memory = (_memory if isinstance(model, str) else _Memory)(model, size, dtype)
-    ways, phases, most = {}, {}, {}
+    memory, ways, phases, most = _Memory(model, size, dtype), {}, {}, {}
     for job in jobs:
         for way in WAYS[job]:
             phases[job] = memory.phases(job, frames, **way)
@@ -347,7 +355,7 @@ def fuse_lora(pipe,                # any pipeline of Stable Diffusion's families
     for w, change in todo: w.data.copy_(w.data.float() + scale*change.reshape(w.shape).to(w.device))
     return list(pairs)
 
-# %% ../nbs/12_stable_diffusion.ipynb #6f5e235d
+# %% ../nbs/12_stable_diffusion.ipynb #268ad304
 def _as_stored(folder):
     "Which weights a local folder has: a half-precision variant alone, or only .bin, which are then read as tensors and nothing else."
     here = Path(folder)/"unet"
@@ -356,7 +364,7 @@ def _as_stored(folder):
     variants = {n.split(".")[1] for n in whole if n.count(".") == 2 and "index" not in n}
     plain = [n for n in whole if n.count(".") == 1]
     found = {} if plain or len(variants) != 1 else dict(variant=variants.pop())
-    return found | (dict(use_safetensors=None) if whole and not any("safetensors" in n for n in whole) else {})
+    return found | (dict(use_safetensors=False) if whole and not any("safetensors" in n for n in whole) else {})
 
 # %% ../nbs/12_stable_diffusion.ipynb #151bd39a
 def _sd1_folder(folder):
@@ -369,7 +377,7 @@ def _sd1_folder(folder):
     index = {k: ["transformers" if v.startswith("CLIP") else "diffusers", v] for k, v in parts.items()}
     (Path(folder)/"model_index.json").write_text(json.dumps(dict(_class_name="StableDiffusionPipeline", **index)))
 
-# %% ../nbs/12_stable_diffusion.ipynb #e509e6f3
+# %% ../nbs/12_stable_diffusion.ipynb #d917d604
 SD1_WORDS = "openai/clip-vit-large-patch14"   # the tokenizer of SD 1.x on the Hub
 
 def _kind_of_file(path):
@@ -377,15 +385,16 @@ def _kind_of_file(path):
     try:
         with safe_open(path, "pt") as f: keys = set(f.keys())
     except SafetensorError as e: raise ValueError(f"{path} is no whole safetensors file ({e})") from e
-    if not any(k.startswith("model.diffusion_model.") for k in keys): raise ValueError(f"{path} is no whole checkpoint of Stable Diffusion: it has no UNet (is it a LoRA?)")
+    if not any(k.startswith("model.diffusion_model.") for k in keys):
+        raise ValueError(f"{path} is no whole checkpoint of Stable Diffusion: it has no UNet (is it a LoRA?)")
     return "SDXL" if any(k.startswith("conditioner.") for k in keys) else "SD 2.x" if any(k.startswith("cond_stage_model.model.") for k in keys) else "SD 1.x"
 
-# %% ../nbs/12_stable_diffusion.ipynb #60e8c924
+# %% ../nbs/12_stable_diffusion.ipynb #dcede9d0
 def _single_file(path, config, tokenizer, frame_norm=None, frame_positions=False, **kwargs):
     "A checkpoint in the layout of the original code, with configs from a folder, or for SD 1.x from here."
     kind = _kind_of_file(path)
     if config is None and kind != "SD 1.x":
-        raise ValueError(f"{path} is {kind}: give config=, a folder or Hub name of that model in diffusers' layout (its .json files and tokenizer are enough)")
+        raise ValueError(f"{path} is {kind}: give config=, a folder or Hub name of its kind in diffusers' layout; .json files and tokenizer are enough")
     with tempfile.TemporaryDirectory() as made:
         if config is None:
             _sd1_folder(made)
@@ -420,7 +429,7 @@ def load_base(name: str|Path = "sprites",    # a folder, a Hub name, a bundled m
     for path, scale in zip(loras, scales): fuse_lora(pipe, path, scale)
     return pipe
 
-# %% ../nbs/12_stable_diffusion.ipynb #0f956576
+# %% ../nbs/12_stable_diffusion.ipynb #dee57e25
 THEIR_KEYS = ("sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift", "down_block_types", "mid_block_type",
               "up_block_types", "only_cross_attention", "block_out_channels", "layers_per_block", "downsample_padding", "mid_block_scale_factor", "act_fn",
               "norm_num_groups", "norm_eps", "cross_attention_dim", "attention_head_dim", "dual_cross_attention", "use_linear_projection", "class_embed_type",
@@ -431,15 +440,19 @@ def _in_their_words(unet):
     c, known = dict(unet.config), inspect.signature(VideoUNet.__init__).parameters
     deep = lambda v: v.replace("2D", "3D") if isinstance(v, str) else [deep(o) for o in v] if isinstance(v, (list, tuple)) else v
     wrong = [k for k, v in c.items() if k not in THEIR_KEYS and not k.startswith("_") and k != "frame_norm" and not (k in known and v == known[k].default)]
-    if c["frame_norm"] != "shared": raise ValueError("this network's norms are per frame, the authors' are shared over frames: load the base with frame_norm='shared', and tune again")
+    if c["frame_norm"] != "shared":
+        raise ValueError("this network's norms are per frame, the authors' are shared over frames: load the base with frame_norm='shared', and tune again")
     if wrong: raise ValueError(f"the authors' network knows no {wrong[0]}={c[wrong[0]]!r}: it cannot be written in their layout")
     return {k: deep(c[k]) if "block_type" in k else c[k] for k in THEIR_KEYS} | dict(_class_name=AUTHORS, _diffusers_version="0.11.1")
 
-# %% ../nbs/12_stable_diffusion.ipynb #922274e3
+# %% ../nbs/12_stable_diffusion.ipynb #cf75f58b
 def _save_their_weights(net, folder, file, rename=lambda k: k):
     Path(folder).mkdir(parents=True, exist_ok=True)
     torch.save({rename(k): v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, Path(folder)/file)
 
+_THEIR_INDEX = dict(_class_name="TuneAVideoPipeline", _diffusers_version="0.11.1", scheduler=["diffusers", "DDIMScheduler"],
+                    text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
+                    unet=["tuneavideo.models.unet", AUTHORS], vae=["diffusers", "AutoencoderKL"])
 _OLD_VAE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}   # as diffusers 0.11 called the attention in its VAE
 
 def _old_vae_name(k): return re.sub(r"(?<=attentions\.0\.)(to_[qkv]|to_out\.0)", lambda m: _OLD_VAE[m[0]], k)
@@ -453,7 +466,7 @@ def _save_their_words(tokenizer, folder):
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     (Path(folder)/"merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
-# %% ../nbs/12_stable_diffusion.ipynb #88aa9f77
+# %% ../nbs/12_stable_diffusion.ipynb #0daa3019
 def save_for_authors(pipe: TuneAVideoPipeline, # of SD 1.x or 2.x, with frame_norm="shared"
                      folder: str|Path,
                     ) -> Path:
@@ -466,7 +479,5 @@ def save_for_authors(pipe: TuneAVideoPipeline, # of SD 1.x or 2.x, with frame_no
     text = lambda k: k if k.startswith("text_model.") else f"text_model.{k}"
     _save_their_weights(pipe.text_encoder, folder/"text_encoder", "pytorch_model.bin", text); pipe.text_encoder.config.save_pretrained(folder/"text_encoder")
     _save_their_words(pipe.tokenizer, folder/"tokenizer"); pipe.scheduler.save_pretrained(folder/"scheduler")
-    index = dict(_class_name="TuneAVideoPipeline", _diffusers_version="0.11.1", scheduler=["diffusers", "DDIMScheduler"], text_encoder=["transformers", "CLIPTextModel"],
-                 tokenizer=["transformers", "CLIPTokenizer"], unet=["tuneavideo.models.unet", AUTHORS], vae=["diffusers", "AutoencoderKL"])
-    (folder/"model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder/"model_index.json").write_text(json.dumps(_THEIR_INDEX, indent=2) + "\n")
     return folder
