@@ -395,6 +395,8 @@ def test_the_plan(folders, monkeypatch):
         for job in sd.WAYS: assert p.need[job] <= p.gpu_gb and sd.WAYS[job].index(p.ways[job]) <= i
     p = plan(pipe, 6, 32, need["tune"][-1]*.6, torch.float32, jobs=("tune",))
     assert p.ways["tune"] is None and 0 < p.most["tune"] < 6 and f"{p.most['tune']} frames would fit" in str(p)
+    with pytest.raises(ValueError, match="do not fit into"): p.apply(pipe, "cpu")
+    assert not pipe.unet.is_gradient_checkpointing
     assert plan(pipe, p.most["tune"], 32, p.gpu_gb, torch.float32, jobs=("tune",)).ways["tune"] is not None
     assert plan(pipe, 6, 32, 1e-6, torch.float32, jobs=("tune",)).most == {"tune": 0}
     assert plan(folders["sd1"], 6, 32, 1., torch.float32).need == plan(pipe, 6, 32, 1., torch.float32).need        # configs are enough

@@ -240,7 +240,7 @@ class _Memory:
 def _need(phases): # bytes of the GPU, context and gaps included
     return CONTEXT + max(sum(v*(LOOSE if k == "activations" else 1) for k, v in parts.items()) for parts in phases.values())
 
-# %% ../nbs/12_stable_diffusion.ipynb #3ecdd332
+# %% ../nbs/12_stable_diffusion.ipynb #2f2e888a
 @dataclass
 class Plan:
     "What fits, and what to switch on for it. All memory in GB, 10^9 bytes; counted on `meta`, not measured on a GPU."
@@ -251,8 +251,10 @@ class Plan:
     most: dict     # job -> the most frames that fit with every switch on, if `frames` do not
 
     def apply(self, pipe: TuneAVideoPipeline, device="cuda") -> TuneAVideoPipeline:
-        "Set the switches of both jobs, and bring the model to its device. `guide_at_once` is for the call: `pipe(..., **plan.how)`."
-        said = {k for way in self.ways.values() for k in way or ()}
+        "Set the switches of all jobs, and bring the model to its device; `how` is for the call. Raises `ValueError` if a job does not fit."
+        for job, way in self.ways.items():
+            if way is None: raise ValueError(f"{job}: {self.frames} frames do not fit into {self.gpu_gb:g} GB; {self.most[job]} frames would fit")
+        said = {k for way in self.ways.values() for k in way}
         if "gradient_checkpointing" in said: pipe.unet.enable_gradient_checkpointing()
         if "vae_slicing" in said: pipe.vae.enable_slicing()
         if "offload" in said: pipe.enable_model_cpu_offload(device=device)
@@ -260,7 +262,8 @@ class Plan:
         return pipe
 
     @property
-    def how(self) -> dict: return dict(guide_at_once=(self.ways["sample"] or {}).get("guide_at_once", True))
+    def how(self) -> dict: # to draw with: `pipe(..., **plan.how)`
+        return dict(guide_at_once=(self.ways.get("sample") or {}).get("guide_at_once", True))
 
     def __str__(self):
         h, w = self.size
