@@ -22,6 +22,7 @@ def test_wheel_holds_the_miniature_and_the_clip(wheel):
     for part in ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
                  "tokenizer/tokenizer.json", "scheduler/scheduler_config.json", "model_index.json", "settings.json", "README.md"):
         assert f"tune_a_video_nbs/assets/sprites/{part}" in names
+    assert "tune_a_video_nbs/assets/sprites-clip/model.safetensors" in names
     assert "tune_a_video_nbs/assets/star.mp4" in names
     assert not [n for n in names if n.startswith(("tests/", "nbs/"))]
     assert wheel.stat().st_size <= 12_000_000
@@ -40,7 +41,7 @@ def test_loads_in_plain_diffusers():
     pipe = StableDiffusionPipeline.from_pretrained(ROOT/"tune_a_video_nbs/assets/sprites")
     image = pipe("a red star on the grass", num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
     assert image.size == (64, 64)
-    weights = sum(p.stat().st_size for p in (ROOT/"tune_a_video_nbs/assets").rglob("*.safetensors"))
+    weights = sum(p.stat().st_size for p in (ROOT/"tune_a_video_nbs/assets/sprites").rglob("*.safetensors"))
     assert weights <= 12_000_000
 
 def test_no_pickle_ships():

@@ -319,22 +319,31 @@ def models_command():
 @command("train-miniature")
 def train_command(folder: Path = typer.Argument(help="where checkpoints, curves and the model go"),
                   steps: int|None = typer.Option(None, min=1, help="of the text encoder and the UNet"),
-                  vae_steps: int|None = typer.Option(None, min=1, help="of the autoencoder"), seed: int = typer.Option(0, help=_SEED)):
+                  vae_steps: int|None = typer.Option(None, min=1, help="of the autoencoder"), seed: int = typer.Option(0, help=_SEED),
+                  part: str = typer.Option("model", help="'model'; 'clip', the judge of chapter 11; or 'all'"),
+                  clip_steps: int|None = typer.Option(None, min=1, help="of the judge")):
     """Train the bundled model from nothing.
 
     Stop it when you like: the same command resumes.
 
     Example: tune-a-video train-miniature my-model"""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder/"vae.ckpt").exists() and not (folder/"vae.jsonl").exists())):
+    if part not in ("model", "clip", "all"): raise ValueError(f"--part is {part!r}; use model, clip or all")
+    ours = [folder/f"{name}.{kind}" for name in ("vae", "clip") for kind in ("ckpt", "jsonl")]
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not any(p.exists() for p in ours))):
         raise FileExistsError(f"{folder} holds something else: choose another folder, or remove it")
+    from tune_a_video_nbs.evaluate import train_clip
     from tune_a_video_nbs.miniature import train_unet, train_vae
-    train_vae(folder, seed=seed, **({"steps": vae_steps} if vae_steps else {}))
-    print(f"saved: {train_unet(folder, seed=seed, **({'steps': steps} if steps else {}))}")
+    given = lambda steps: {"steps": steps} if steps else {}
+    if part != "clip":
+        train_vae(folder, seed=seed, **given(vae_steps))
+        print(f"saved: {train_unet(folder, seed=seed, **given(steps))}")
+    if part != "model": print(f"saved: {train_clip(folder, seed=seed, **given(clip_steps))}")
 
 @command("evaluate")
 def evaluate_command(clips: int = typer.Option(12, min=1, help="how many held-out clips"), seed: int = typer.Option(0, help="other clips"),
                      part: str = typer.Option("report", help="'choose': clips on which settings were chosen; 'report': clips that are only reported on"),
                      stills: int = typer.Option(0, min=0, help="score so many stills of held-out triples, too"),
+                     ablation: bool = typer.Option(False, "--ablation", help="score the method part by part: twelve variants of it, about 3 minutes a clip"),
                      out: Path|None = typer.Option(None, help="a .json file to write the scores to, too")):
     """Score edits of held-out sprite clips.
 
@@ -342,9 +351,14 @@ def evaluate_command(clips: int = typer.Option(12, min=1, help="how many held-ou
 
     Example: tune-a-video evaluate --clips 8 --stills 256 --out scores.json"""
     if out and out.is_dir(): raise FileExistsError(f"{out} is a folder: name a .json file")
-    from tune_a_video_nbs.evaluate import sprite_table, still_scores
+    from tune_a_video_nbs.evaluate import ablation_table, sprite_table, still_scores
     from tune_a_video_nbs.ldm import quiet
     quiet()
+    if ablation:
+        scores = ablation_table(clips=clips, part=part, seed=seed)
+        print(text_table([dict(variant=v, **{k: mean for k, (mean, _) in s.items()}) for v, s in scores["table"].items()]))
+        if out: print(f"saved: {_save_json(out, scores)}")
+        return
     scores = {"stills": dict(n=stills) | still_scores(n=stills, seed=seed)} if stills else {}
     if stills: print(text_table([scores["stills"]]), flush=True)
     scores |= sprite_table(clips=clips, seed=seed, part=part)
