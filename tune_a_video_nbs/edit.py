@@ -13,6 +13,7 @@ import json, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 import numpy as np, torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import BaseOutput
@@ -24,7 +25,7 @@ from torch import Tensor
 from .attention import add_frame_positions
 from .ldm import check_prompt, guide, model_path
 from .video import clip_to_tensor, fold, tensor_to_clip, unfold
-from .inflate import VideoUNet, inflate
+from .inflate import AUTHORS, VideoUNet, inflate
 from .tune import load_tuned, save_tuned, tune
 
 # %% ../nbs/10_edit.ipynb #822d1806
@@ -329,13 +330,21 @@ def _check_kind(folder, index, given):
 def _said_plainly(folder):
     "What loaders say of a broken folder, in one line. What a download says stays as it is."
     try: yield
-    except (OSError, SafetensorError, json.JSONDecodeError, RuntimeError) as e:
+    except (OSError, SafetensorError, json.JSONDecodeError, RuntimeError, UnpicklingError) as e:
         if not Path(folder).is_dir(): raise
         raise ValueError(f"{folder} is no whole model, some part of it is missing or damaged: {str(e).strip().splitlines()[0]}") from e
 
+def _where(kwargs): return {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in kwargs}
+
+def _weights_of(folder, kwargs):
+    "Safetensors only. The authors' folders are older, and may have .bin: these are read as tensors, and nothing in them is run."
+    index = DiffusionPipeline.load_config(folder, **_where(kwargs))
+    if AUTHORS not in (index.get("unet") or ()): return {"use_safetensors": True} | kwargs
+    return {"use_safetensors": False if Path(folder).is_dir() and not any(Path(folder).rglob("*.safetensors")) else None} | kwargs
+
 def _load(folder, frame_norm, frame_positions, kwargs):
     "Index and video network of a model folder or Hub name, whoever wrote it."
-    where = {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only") if k in kwargs}
+    where = _where(kwargs)
     index = DiffusionPipeline.load_config(folder, **where)
     _check_kind(folder, index, kwargs)
     how = {k: kwargs[k] for k in ("torch_dtype", "variant", "use_safetensors") if k in kwargs} | where
@@ -379,14 +388,21 @@ class TuneAVideoPipeline(DiffusionPipeline):
                         frame_norm=None,             # for an image model, as `inflate`
                         frame_positions=False,       # as `add_frame_positions`
                         **kwargs):                   # to diffusers, such as `torch_dtype`
-        "Load a Stable Diffusion and inflate it, or load what `save_pretrained` wrote. Reads safetensors only."
-        folder, kwargs = model_path(name), {"use_safetensors": True} | kwargs
+        "Load a Stable Diffusion and inflate it, load what `save_pretrained` wrote, or the authors' own. Reads safetensors; only the authors' also as .bin."
+        folder = model_path(name)
         with _said_plainly(folder):
+            kwargs = _weights_of(folder, kwargs)
             pipe = super().from_pretrained(folder, **kwargs | dict(unet=_load(folder, frame_norm, frame_positions, kwargs)))
             own = Path(folder)/"settings.json"   # what suits this model, found by measurement
             if own.is_file(): pipe.settings |= json.loads(own.read_text())
         pipe.caption = pipe.settings.pop("caption", "")
         return pipe
+
+    @classmethod
+    def _dict_from_json_file(cls, file):
+        "diffusers reads each index through this, from folders and the Hub. The authors' names a module that is nowhere."
+        index = super()._dict_from_json_file(file)
+        return index | dict(unet=["diffusers", "UNet2DConditionModel"]) if AUTHORS in (index.get("unet") or ()) else index
 
     def save_pretrained(self, folder, **kwargs):
         "The whole pipeline in diffusers' layout, with its settings and the caption of its clip."
