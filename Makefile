@@ -4,8 +4,6 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
-# Threads of torch that wait for each other spin; on a busy machine the default brings them to a halt (measured: fifty times slower), this does not.
-export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: help demo test notebooks export docs check-docs clean
 
