@@ -418,6 +418,13 @@ def test_killed_and_resumed_gives_the_same_table(mine, calm, tmp_path):
     assert not [q for q in (tmp_path/"out").rglob("*") if q.name.endswith(".part") or q.name == ".tuned"]
 
 
+def test_a_folder_that_is_being_claimed_is_free(tmp_path):
+    "One process writes its settings, under a temporary name first, while another looks."
+    (tmp_path/".settings.json.1.part").touch(); check_folder(tmp_path)
+    (tmp_path/"holiday.jpg").touch()
+    with pytest.raises(FileExistsError, match="something else"): check_folder(tmp_path)
+
+
 def test_two_processes_give_the_same_table(mine, calm, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
               "--dynamo_backend", "no", "--main_process_port", "0"]

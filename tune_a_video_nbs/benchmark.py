@@ -410,7 +410,8 @@ def _save(path, text): return save_atomic(lambda p: p.write_text(text, "utf-8"),
 def check_folder(out: str|Path):
     "Raises `FileExistsError` on a folder that holds anything but a benchmark."
     out = Path(out)
-    if out.exists() and not (out/"settings.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+    held = out.is_dir() and [p for p in out.iterdir() if not p.name.endswith(".part")]   # another process may be writing its settings just now
+    if out.exists() and (not out.is_dir() or held and not (out/"settings.json").is_file()):
         raise FileExistsError(f"{out} holds something else: choose another folder for the benchmark")
 
 def claim(out: str|Path,
