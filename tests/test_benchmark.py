@@ -4,7 +4,7 @@ from pathlib import Path
 import imageio_ffmpeg, numpy as np, pytest
 from tune_a_video_nbs.benchmark import (FORMATS, METRICS, Entry, append_result, check_folder, claim, job_seed, mean_table, merge_results, model_metrics, processes,
                                         read_dataset, read_entry, read_results, run_benchmark, shown_means, write_summary)
-from tune_a_video_nbs.cli import app
+
 from tune_a_video_nbs.sprites import draw_clip
 from tune_a_video_nbs.video import read_clip, write_clip
 
@@ -443,18 +443,6 @@ def test_one_process_in_place_of_two_is_told(monkeypatch):
     "accelerate launch --cpu --num_processes 2 starts one and says nothing; these are the marks it leaves."
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1"); monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     with pytest.warns(UserWarning, match="started one process only"): processes()
-
-
-@pytest.fixture
-def call(capfd, tmp_path, monkeypatch):
-    "Type a command in an empty folder: exit code, stdout, stderr."
-    monkeypatch.chdir(tmp_path)
-    def run(*args):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop: app([str(a) for a in args], prog_name="tune-a-video")
-        out, err = capfd.readouterr()
-        return stop.value.code or 0, out, err
-    return run
 
 
 def test_help_explains_itself(call):

@@ -8,18 +8,6 @@ RED, BLUE, NIGHT = (f"a {s} is bouncing {p}" for s, p in (("red star", "on the g
 FAST = ("--steps", 2)
 
 
-@pytest.fixture
-def call(capfd, tmp_path, monkeypatch):
-    "Type a command in an empty folder: exit code, stdout, stderr."
-    monkeypatch.chdir(tmp_path)
-    def run(*args):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop: app([str(a) for a in args], prog_name="tune-a-video")
-        out, err = capfd.readouterr()
-        return stop.value.code or 0, out, err
-    return run
-
-
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     "An mp4 of four frames."

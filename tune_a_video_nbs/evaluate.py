@@ -22,7 +22,7 @@ from .sprites import (COLOURS, MOTIONS, PLACES, SHAPES, Description, _draw_tripl
                                       psnr, read_stills, score_edit, LOST, SIDE)
 from .ldm import load_image_model
 from .inflate import inflate
-from .edit import TuneAVideoPipeline
+from .edit import TuneAVideoPipeline, encode_clip
 
 # %% ../nbs/11_evaluate.ipynb #dc93d51c
 def held_out_prompts(n: int, seed: int = 0, motion: bool = False) -> list[Description]: # each of a triple never trained on
@@ -161,7 +161,7 @@ def run_variant(pipe: TuneAVideoPipeline, # tuned
                ) -> tuple[list[dict], dict]: # rows, and clips by kind; kind "noise" is the caption, drawn from pure noise
     "All edits of one tuned network, and a clip that it draws from pure noise."
     caption, prompts, _ = job
-    fresh = torch.randn(1, 4, len(source), 8, 8, generator=torch.Generator().manual_seed(7000 + seed))
+    fresh = torch.randn(encode_clip(pipe, source).shape, generator=torch.Generator().manual_seed(7000 + seed))
     noise = fresh if start == "noise" else pipe.invert(source, **invert)
     clips = {k: pipe(p, latents=noise).frames[0] for k, p in prompts.items()} | {"noise": pipe(caption, latents=fresh).frames[0]}
     wanted = prompts | {"noise": caption}
@@ -174,23 +174,28 @@ def ablation_job(job: tuple, seed: int = 0, num_frames: int = 8, variants: dict 
     caption, prompts, drawing = job
     draw = lambda words: draw_clip(words, num_frames, torch.Generator().manual_seed(drawing))
     source, exact, rows, clips, tuned = draw(caption), {k: draw(p) for k, p in prompts.items()}, [], {}, {}
-    image_unet = load_image_model(model).unet
+    pipe, image_unet = TuneAVideoPipeline.from_pretrained(model), load_image_model(model).unet
+    pipe.caption = caption; pipe.set_progress_bar_config(disable=True)
     for name, v in variants.items():
-        key = json.dumps([v.get("net", {}), v.get("tune", {})])
-        if key not in tuned:
-            pipe = tuned[key] = TuneAVideoPipeline.from_pretrained(model); pipe.set_progress_bar_config(disable=True)
-            pipe.unet, pipe.caption = inflate(image_unet, **v.get("net", {})), caption
-            if v.get("tune", {}).get("steps") != 0: pipe.tune(source, caption, generator=torch.Generator().manual_seed(seed), **v.get("tune", {}))
-        new, drawn = run_variant(tuned[key], job, source, exact, seed, v.get("start", "inverted"), v.get("invert", {}))
+        net, learn = v.get("net", {}), v.get("tune", {})
+        key = json.dumps([net, learn])
+        if key in tuned: pipe.unet = tuned[key]
+        else:
+            pipe.unet = tuned[key] = inflate(image_unet, **net)
+            if learn.get("steps") != 0: pipe.tune(source, caption, generator=torch.Generator().manual_seed(seed), **learn)
+        new, drawn = run_variant(pipe, job, source, exact, seed, v.get("start", "inverted"), v.get("invert", {}))
         rows += [dict(variant=name, seed=seed, caption=caption, clip=drawing, **r) for r in new]
         clips |= {(name, k): c for k, c in drawn.items()}
     return rows, clips
 
 # %% ../nbs/11_evaluate.ipynb #cd16aeb2
 def with_interval(values) -> tuple[float, float]: # mean, and half the width of its 95 % interval
-    "Of one number per clip; by the normal approximation."
-    v = np.asarray(values, float)
-    return float(v.mean()), float(1.96*v.std(ddof=1)/len(v)**.5) if len(v) > 1 else float("nan")
+    "Of one number per clip, by Student's t, whose quantile is the normal's and an expansion (Abramowitz & Stegun 26.7.5): few clips, wide intervals."
+    v, z = np.asarray(values, float), 1.959964
+    if len(v) < 3: return float(v.mean()), float("nan")
+    k = len(v) - 1
+    t = z + (z**3 + z)/(4*k) + (5*z**5 + 16*z**3 + 3*z)/(96*k**2) + (3*z**7 + 19*z**5 + 17*z**3 - 15*z)/(384*k**3)
+    return float(v.mean()), float(t*v.std(ddof=1)/len(v)**.5)
 
 def ablation_summary(rows: list[dict],           # as `ablation_job` gives, of many clips
                     ) -> dict:                   # variant -> score -> mean and half-width over clips
@@ -315,6 +320,7 @@ class TwoTowers:
 
     @torch.no_grad()
     def pictures(self, pictures, batch: int = 64) -> Tensor: # uint8 (n, h, w, 3) -> (n, d)
+        "What the image tower makes of pictures."
         images, m = [Image.fromarray(p) for p in as_uint8(pictures)], self.model
         parts = (self.processor(images[i:i + batch], return_tensors="pt").pixel_values for i in range(0, len(images), batch))
         x = torch.cat([m.visual_projection(m.vision_model(p.to(m.device, m.dtype)).pooler_output) for p in parts])
@@ -322,12 +328,15 @@ class TwoTowers:
 
     @torch.no_grad()
     def words(self, prompts: str|list[str]) -> Tensor: # sentences -> (n, d)
+        "What the text tower makes of sentences."
         prompts = [check_prompt(self.tokenizer, p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
         ids = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         return F.normalize(self.model.text_projection(self.model.text_model(**ids).pooler_output).float(), dim=-1).cpu()
 
     @property
-    def scale(self) -> float: return self.model.logit_scale.exp().item()
+    def scale(self) -> float:
+        "How sharply this CLIP learned to choose."
+        return self.model.logit_scale.exp().item()
 
 # %% ../nbs/11_evaluate.ipynb #b11a0023
 @lru_cache(maxsize=2)
@@ -573,16 +582,13 @@ def metric_rows(clips: dict,  # kind of edit -> clip, as `run_job` gives them; o
     return rows
 
 # %% ../nbs/11_evaluate.ipynb #b11a0078
-def _ranks(x: Tensor) -> Tensor: # (..., n); ties share their mean rank
-    below = (x[..., None] > x[..., None, :]).sum(-1)
-    return below + (x[..., None] == x[..., None, :]).sum(-1)/2 - .5
-
 def spearman(rows: list[dict], a: str, b: str, draws: int = 500, seed: int = 0) -> tuple[float, float, float]: # correlation, and 95 % of its bootstrap
-    "Rank correlation of two columns. The bootstrap draws whole clips (captions), for edits of one clip are not independent."
+    "Rank correlation of two columns, by torchmetrics. The bootstrap draws whole clips (captions), for edits of one clip are not independent."
+    from torchmetrics.functional import spearman_corrcoef
     x, y = (torch.tensor([float(r[k]) for r in rows]) for k in (a, b))
     names = sorted({r["caption"] for r in rows}); g = torch.Generator().manual_seed(seed)
     of = [torch.tensor([i for i, r in enumerate(rows) if r["caption"] == n]) for n in names]
-    rho = lambda i: torch.corrcoef(torch.stack([_ranks(x[i]), _ranks(y[i])]))[0, 1].item()
+    rho = lambda i: spearman_corrcoef(x[i], y[i]).item() if min(len(v[i].unique()) for v in (x, y)) > 1 else float("nan")   # of a constant there is none
     drawn = [rho(torch.cat([of[k] for k in torch.randint(len(of), (len(of),), generator=g)])) for _ in range(draws)]
     low, high = np.nanquantile(drawn, (.025, .975))
     return rho(torch.arange(len(x))), float(low), float(high)
