@@ -4,7 +4,7 @@ from pathlib import Path
 import imageio_ffmpeg, numpy as np, pytest
 from tune_a_video_nbs.benchmark import (FORMATS, METRICS, Entry, append_result, check_folder, claim, job_seed, mean_table, merge_results, model_metrics, processes,
                                         read_dataset, read_entry, read_results, run_benchmark, shown_means, write_summary)
-
+from tune_a_video_nbs.evaluate import text_alignment
 from tune_a_video_nbs.sprites import draw_clip
 from tune_a_video_nbs.video import read_clip, write_clip
 
@@ -367,9 +367,16 @@ def test_strange_requests(mine, pipe, tmp_path):
     assert not (tmp_path/"o").exists() and not (mine/"settings.json").exists()
 
 
-def test_model_scores_plug_in():
-    plugged = model_metrics("model", frames=dict(consistency=lambda clip, model: len(clip)), text=dict(alignment=lambda clip, prompt, model: len(prompt + model)))
-    assert {k: m(np.zeros(3), None, "ab", None) for k, m in (METRICS | plugged).items() if k in plugged} == dict(consistency=3., alignment=7.)
+def test_networks_that_are_asked_stand_in_the_table(mine, pipe, tmp_path):
+    "By name: so that another run with another judge is another folder, and a judge that is not there is missed before anything is tuned."
+    metrics = METRICS | model_metrics(clip="sprites", warp="block")
+    rows = run_benchmark(read_dataset(mine/"mine.csv", "csv")[0][:1], tmp_path/"out", pipe=pipe, frames=4, settings=QUICK, metrics=metrics, progress=False)
+    clip = read_clip(tmp_path/"out"/rows[0]["file"], 4)
+    assert abs(rows[0]["scores"]["text"] - text_alignment(clip, BLUE)) < 2 and -1 <= rows[0]["scores"]["consistency"] <= 1    # the file is compressed
+    assert all(k in (tmp_path/"out"/"summary.md").read_text() for k in ("consistency_all", "warp_error"))
+    assert json.loads((tmp_path/"out"/"settings.json").read_text())["metrics"][-2:] == ["clip sprites", "warp block"]
+    with pytest.raises(ValueError, match="use one of block, opencv"): model_metrics(warp="blcok")
+    with pytest.raises(FileNotFoundError, match="no CLIP called|no model called"): model_metrics(clip="nosuch")
 
 
 # ------------------------------------------------------------------ the terminal, killed and spread

@@ -6,12 +6,13 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/evaluate.html.md""
 
 # %% auto #0
 __all__ = ['KINDS', 'SCORES', 'VARIANTS', 'ABLATION_SCORES', 'FLOWS', 'held_out_prompts', 'still_scores', 'edit_prompts',
-           'sprite_jobs', 'run_job', 'sprite_table', 'summary', 'motion_error', 'sameness', 'flicker', 'more_scores',
-           'run_variant', 'ablation_job', 'with_interval', 'ablation_summary', 'ablation_table', 'contrastive_loss',
-           'build_clip', 'prepare', 'captioned_stills', 'one_of_each', 'train_clip', 'save_clip', 'TwoTowers',
-           'clip_model', 'retrieval', 'consistency', 'frame_consistency', 'text_alignment', 'pick_score', 'ssim',
-           'lpips', 'block_flow', 'opencv_flow', 'warp', 'visible', 'motion', 'warp_error', 'frechet_distance', 'fid',
-           'inception_score', 'vae_features', 'caption_classes', 'error_flicker', 'metric_rows', 'spearman']
+           'sprite_jobs', 'run_job', 'sprite_table', 'summary', 'motion_error', 'sameness', 'flicker', 'variant_clips',
+           'ablation_clips', 'with_interval', 'ablation_summary', 'contrastive_loss', 'build_clip', 'prepare',
+           'captioned_stills', 'one_of_each', 'train_clip', 'save_clip', 'TwoTowers', 'clip_model', 'retrieval',
+           'consistency', 'frame_consistency', 'text_alignment', 'pick_score', 'ssim', 'lpips', 'block_flow',
+           'opencv_flow', 'warp', 'visible', 'motion', 'warp_error', 'frechet_distance', 'fid', 'inception_score',
+           'vae_features', 'caption_classes', 'error_flicker', 'metric_rows', 'ablation_rows', 'ablation_table',
+           'spearman']
 
 # %% ../nbs/11_evaluate.ipynb #3885e0b6
 import copy, json, time
@@ -134,12 +135,14 @@ def flicker(clip,               # uint8 (f, h, w, 3)
     return change[~(near[1:] | near[:-1])].mean().item()
 
 # %% ../nbs/11_evaluate.ipynb #50199764
-VARIANTS = {   # what differs from the full method: `net` goes to `inflate`, `tune` and `invert` to the pipeline
+_HALF = dict(num_inference_steps=10, strength=.5)
+VARIANTS = {   # what differs from the full method: `net` goes to `inflate`, the rest to the pipeline
     "full method": {},
     "no inversion": dict(start="noise"),
     "inversion without words": dict(invert=dict(prompt="")),
     "no tuning": dict(tune=dict(steps=0)),
     "all weights learn": dict(tune=dict(learns=("",))),
+    "all weights, a tenth of the rate": dict(tune=dict(learns=("",), lr=5e-5)),
     "keys from the own frame": dict(net=dict(keys_from="own")),
     "keys from the first frame": dict(net=dict(keys_from="first")),
     "keys from the previous frame": dict(net=dict(keys_from="previous")),
@@ -147,33 +150,28 @@ VARIANTS = {   # what differs from the full method: `net` goes to `inflate`, `tu
     "frame positions": dict(net=dict(frame_positions=True)),
     "shared norms": dict(net=dict(frame_norm="shared")),
     "image model, frame by frame": dict(net=dict(keys_from="own"), tune=dict(steps=0)),
+    "half-hearted": dict(tune=dict(steps=0), invert=_HALF, sample=_HALF | dict(guidance_scale=1.)),   # a control: edits that should fail
 }
 
 # %% ../nbs/11_evaluate.ipynb #13219b8c
-def more_scores(clip, prompt, source, caption, exact) -> dict: # as `score_edit`
-    "`score_edit`, and what films are made of."
-    return score_edit(clip, prompt, source, caption, exact) | dict(motion=motion_error(clip, source), same=sameness(clip), flicker=flicker(clip))
-
-def run_variant(pipe: TuneAVideoPipeline, # tuned
-                job: tuple, source, exact: dict, # the clip, and the right answer to each kind of edit
-                seed: int = 0, start: str = "inverted", # or "noise"
-                invert: dict = {},
-               ) -> tuple[list[dict], dict]: # rows, and clips by kind; kind "noise" is the caption, drawn from pure noise
-    "All edits of one tuned network, and a clip that it draws from pure noise."
-    caption, prompts, _ = job
+def variant_clips(pipe: TuneAVideoPipeline, # tuned or not
+                  source, caption: str, prompts: dict, # the clip, its sentence, and a prompt for each kind of edit
+                  seed: int = 0,            # of the pure noise
+                  start: str = "inverted",  # or "noise": then the edits, too, begin there
+                  invert: dict = {}, sample: dict = {}, # arguments in place of the model's settings
+                 ) -> dict:                 # kind -> uint8 clip
+    "All edits of one network; and, as kind \"noise\", the caption drawn from pure noise."
     fresh = torch.randn(encode_clip(pipe, source).shape, generator=torch.Generator().manual_seed(7000 + seed))
     noise = fresh if start == "noise" else pipe.invert(source, **invert)
-    clips = {k: pipe(p, latents=noise).frames[0] for k, p in prompts.items()} | {"noise": pipe(caption, latents=fresh).frames[0]}
-    wanted = prompts | {"noise": caption}
-    return [dict(kind=k, prompt=wanted[k], **more_scores(c, wanted[k], source, caption, exact.get(k, source))) for k, c in clips.items()], clips
+    edits = pipe(list(prompts.values()), latents=noise, **sample).frames
+    return dict(zip(prompts, edits)) | {"noise": pipe(caption, latents=fresh).frames[0]}
 
 # %% ../nbs/11_evaluate.ipynb #89b7622d
-def ablation_job(job: tuple, seed: int = 0, num_frames: int = 8, variants: dict = VARIANTS, model="sprites",
-                ) -> tuple[list[dict], dict]: # rows, and clips by (variant, kind)
+def ablation_clips(job: tuple, seed: int = 0, num_frames: int = 8, variants: dict = VARIANTS, model="sprites",
+                  ) -> dict: # variant -> kind -> uint8 clip
     "Every variant of the method on one clip. Variants that need the same tuning share it."
     caption, prompts, drawing = job
-    draw = lambda words: draw_clip(words, num_frames, torch.Generator().manual_seed(drawing))
-    source, exact, rows, clips, tuned = draw(caption), {k: draw(p) for k, p in prompts.items()}, [], {}, {}
+    source, clips, tuned = draw_clip(caption, num_frames, torch.Generator().manual_seed(drawing)), {}, {}
     pipe, image_unet = TuneAVideoPipeline.from_pretrained(model), load_image_model(model).unet
     pipe.caption = caption; pipe.set_progress_bar_config(disable=True)
     for name, v in variants.items():
@@ -183,10 +181,8 @@ def ablation_job(job: tuple, seed: int = 0, num_frames: int = 8, variants: dict 
         else:
             pipe.unet = tuned[key] = inflate(image_unet, **net)
             if learn.get("steps") != 0: pipe.tune(source, caption, generator=torch.Generator().manual_seed(seed), **learn)
-        new, drawn = run_variant(pipe, job, source, exact, seed, v.get("start", "inverted"), v.get("invert", {}))
-        rows += [dict(variant=name, seed=seed, caption=caption, clip=drawing, **r) for r in new]
-        clips |= {(name, k): c for k, c in drawn.items()}
-    return rows, clips
+        clips[name] = variant_clips(pipe, source, caption, prompts, drawing + 10**6*seed, **{k: v[k] for k in ("start", "invert", "sample") if k in v})
+    return clips
 
 # %% ../nbs/11_evaluate.ipynb #cd16aeb2
 def with_interval(values) -> tuple[float, float]: # mean, and half the width of its 95 % interval
@@ -197,9 +193,9 @@ def with_interval(values) -> tuple[float, float]: # mean, and half the width of 
     t = z + (z**3 + z)/(4*k) + (5*z**5 + 16*z**3 + 3*z)/(96*k**2) + (3*z**7 + 19*z**5 + 17*z**3 - 15*z)/(384*k**3)
     return float(v.mean()), float(t*v.std(ddof=1)/len(v)**.5)
 
-def ablation_summary(rows: list[dict],           # as `ablation_job` gives, of many clips
+def ablation_summary(rows: list[dict],           # as `ablation_rows` gives, of many clips
                     ) -> dict:                   # variant -> score -> mean and half-width over clips
-    "Edits: means over the kinds of edit within a clip, then over clips. `noise_*`: the same scores of what was drawn from pure noise."
+    "Means over the kinds of edit and the seeds within a clip, then over clips. `noise_*`: the same scores of what was drawn from pure noise."
     out = {}
     for v in dict.fromkeys(r["variant"] for r in rows):
         per_clip = {}
@@ -211,14 +207,7 @@ def ablation_summary(rows: list[dict],           # as `ablation_job` gives, of m
         out[v] = {k: with_interval(vals) for k, vals in per_clip.items()}
     return out
 
-ABLATION_SCORES = ("edited", "kept", "path_error", "psnr", "motion", "same", "flicker")
-
-# %% ../nbs/11_evaluate.ipynb #e40d820e
-def ablation_table(clips: int = 12, part: str = "report", seed: int = 0, num_frames: int = 8, variants: dict = VARIANTS, model="sprites",
-                   progress: bool = True) -> dict: # summary, and all the rows
-    "The method part by part, on held-out clips."
-    rows = [r for job in tqdm(sprite_jobs(clips, part, seed), desc="clips", disable=not progress) for r in ablation_job(job, seed, num_frames, variants, model)[0]]
-    return dict(table=ablation_summary(rows), rows=rows, clips=clips, part=part, seed=seed, num_frames=num_frames)
+ABLATION_SCORES = ("edited", "kept", "path_error", "psnr", "ssim", "motion", "same", "flicker")
 
 # %% ../nbs/11_evaluate.ipynb #b11a0002
 import math, warnings
@@ -232,11 +221,10 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from .show import as_uint8
-from .ddpm import fit
+from .ddpm import fit, save_atomic
 from .ldm import check_prompt
 from .sprites import SIDE, Scenes, random_stills, render, to_uint8
 from .miniature import TOKENS, Curve, build_tokenizer
-from .edit import encode_clip
 
 # %% ../nbs/11_evaluate.ipynb #b11a0006
 def contrastive_loss(pictures: Tensor, # (n, d)
@@ -485,6 +473,7 @@ FLOWS = dict(block=block_flow, opencv=opencv_flow)
 def motion(clip, flow="block") -> tuple[Tensor, Tensor]: # uint8 (f, h, w, 3) -> flows (f - 1, h, w, 2) to the next frames, and back
     "`flow` is a name in `FLOWS`, or a function as these are."
     if len(clip) < 2: raise ValueError("a clip of one frame has no motion: give at least 2")
+    if isinstance(flow, str) and flow not in FLOWS: raise ValueError(f"flow is {flow!r}; use one of {', '.join(FLOWS)}, or a function")
     find = FLOWS[flow] if isinstance(flow, str) else flow
     return find(clip[:-1], clip[1:]), find(clip[1:], clip[:-1])
 
@@ -564,30 +553,67 @@ def error_flicker(clip, exact) -> float: # uint8 clips (f, h, w, 3) -> mean abso
     a, b = _alike(clip, exact)
     return ((a - b)/255).diff(dim=0).abs().mean().item()
 
-def metric_rows(clips: dict,  # kind of edit -> clip, as `run_job` gives them; other names are passed over
+def metric_rows(clips: dict,  # kind of edit, or "noise" for the caption itself -> clip; other names are passed over
                 job: tuple,   # they were made for, of `sprite_jobs`
                 model=None,   # the CLIP, as `clip_model`
+                moves=None,   # the source's `motion`, if at hand
                 **more,       # goes into each row
                ) -> list[dict]: # the oracle's scores, and what is measured without it
-    "The truth and the guesses, side by side, one row per edit."
+    "The truth and the guesses, side by side, one row per clip."
     caption, prompts, drawing = job; rows, model = [], clip_model(model or "sprites")
     draw = lambda words: draw_clip(words, len(next(iter(clips.values()))), torch.Generator().manual_seed(drawing))
-    source = draw(caption); moves = motion(source)
-    for kind in (k for k in prompts if k in clips):
-        clip, prompt, exact, seen = clips[kind], prompts[kind], draw(prompts[kind]), model.pictures(clips[kind])
-        truth = score_edit(clip, prompt, source, caption, exact) | dict(ssim=ssim(clip, exact), error_flicker=error_flicker(clip, exact))
+    source = draw(caption); moves = moves or motion(source)
+    for kind, prompt in (prompts | {"noise": caption}).items():
+        if kind not in clips: continue
+        clip, exact, seen = clips[kind], draw(prompt), model.pictures(clips[kind])
+        truth = score_edit(clip, prompt, source, caption, exact) | dict(ssim=ssim(clip, exact), error_flicker=error_flicker(clip, exact),
+            motion=motion_error(clip, source), same=sameness(clip), flicker=flicker(clip))
         guess = dict(text=100*(seen @ model.words(prompt).T).mean().item(), adjacent=consistency(seen), all_pairs=consistency(seen, "all"),
                      warp_error=warp_error(clip, source, moves))
-        rows.append(dict(caption=caption, kind=kind, prompt=prompt) | truth | guess | more)
+        rows.append(dict(clip=drawing, kind=kind) | truth | guess | more)
     return rows
+
+# %% ../nbs/11_evaluate.ipynb #2b0e1d9f
+def ablation_rows(job: tuple, seed: int = 0, num_frames: int = 8, variants: dict = VARIANTS, model="sprites") -> list[dict]:
+    "All scores of `ablation_clips`, and of three ways to answer without a network: the exact clip, the source as it is, and the first variant's edit frozen."
+    caption, prompts, drawing = job
+    clips, draw = ablation_clips(job, seed, num_frames, variants, model), lambda words: draw_clip(words, num_frames, torch.Generator().manual_seed(drawing))
+    first = next(iter(clips.values()))
+    clips |= {"the exact answer": {k: draw(p) for k, p in prompts.items()}, "nothing done": dict.fromkeys(prompts, draw(caption)),
+              "frozen": {k: first[k][[0]*num_frames] for k in prompts}}
+    moves = motion(draw(caption))
+    return [r for name, made in clips.items() for r in metric_rows(made, job, moves=moves, variant=name, seed=seed)]
+
+def _kept(path, asked, make):
+    "Rows that the file holds, if they were asked for in the same words; otherwise made now, and kept there."
+    asked = json.loads(json.dumps(asked))
+    if path and path.is_file():
+        found = json.loads(path.read_text("utf-8"))
+        if found["asked"] != asked: raise ValueError(f"{path} holds what another run asked for: name another folder, or remove it")
+        return found["rows"]
+    rows = [{k: round(v, 4) if isinstance(v, float) else v for k, v in r.items()} for r in make()]
+    if path: save_atomic(lambda p: p.write_text(json.dumps(dict(asked=asked, rows=rows)), "utf-8"), path)
+    return rows
+
+def ablation_table(clips: int = 24, part: str = "report", seed: int = 0, seeds: tuple = (0, 1, 2), # of the clips; of tuning and noise
+                   num_frames: int = 8, variants: dict = VARIANTS, model="sprites",
+                   keep=None,           # a folder for each clip's rows: what is there is not computed again, so a run can be cut off
+                   progress: bool = True) -> dict: # summary, and all the rows
+    "The method part by part, on held-out clips, each tuned from several seeds. What is not tuned is run for the first seed only."
+    jobs, rows = [(i, j, s) for s in seeds for i, j in enumerate(sprite_jobs(clips, part, seed))], []
+    tuned = {k: v for k, v in variants.items() if v.get("tune", {}).get("steps") != 0}
+    for i, job, s in tqdm(jobs, desc="clips", disable=not progress):
+        asked = dict(job=job, seed=s, num_frames=num_frames, variants=variants if s == seeds[0] else tuned, model=str(model))
+        rows += _kept(Path(keep)/f"{part}_{i:03d}_{s}.json" if keep else None, asked, lambda: ablation_rows(**asked))
+    return dict(table=ablation_summary(rows), rows=rows, clips=clips, part=part, seed=seed, seeds=list(seeds), num_frames=num_frames)
 
 # %% ../nbs/11_evaluate.ipynb #b11a0078
 def spearman(rows: list[dict], a: str, b: str, draws: int = 500, seed: int = 0) -> tuple[float, float, float]: # correlation, and 95 % of its bootstrap
-    "Rank correlation of two columns, by torchmetrics. The bootstrap draws whole clips (captions), for edits of one clip are not independent."
+    "Rank correlation of two columns, by torchmetrics. The bootstrap draws whole clips, for edits of one clip are not independent."
     from torchmetrics.functional import spearman_corrcoef
     x, y = (torch.tensor([float(r[k]) for r in rows]) for k in (a, b))
-    names = sorted({r["caption"] for r in rows}); g = torch.Generator().manual_seed(seed)
-    of = [torch.tensor([i for i, r in enumerate(rows) if r["caption"] == n]) for n in names]
+    names = sorted({r["clip"] for r in rows}); g = torch.Generator().manual_seed(seed)
+    of = [torch.tensor([i for i, r in enumerate(rows) if r["clip"] == n]) for n in names]
     rho = lambda i: spearman_corrcoef(x[i], y[i]).item() if min(len(v[i].unique()) for v in (x, y)) > 1 else float("nan")   # of a constant there is none
     drawn = [rho(torch.cat([of[k] for k in torch.randint(len(of), (len(of),), generator=g)])) for _ in range(draws)]
     low, high = np.nanquantile(drawn, (.025, .975))
