@@ -103,22 +103,24 @@ def test_the_shipped_clip_is_small_safe_and_no_guesser():
 
 
 def test_an_ablation_that_is_cut_off_goes_on(tmp_path, monkeypatch):
-    "Each clip's rows are kept; what is not tuned runs for the first seed only; a folder of another run is refused."
+    "Each clip's rows are kept; seeds are taken in turn; a folder of another run is refused."
     few = dict(num_inference_steps=2)
     variants = {"tuned": dict(tune=dict(steps=2), invert=few, sample=few), "untuned": dict(tune=dict(steps=0), invert=few, sample=few)}
     seen, rows_of = [], evaluate.ablation_rows
     def watched(job, seed, **kwargs):
-        if len(seen) == 3: raise KeyboardInterrupt
-        seen.append((job[0], seed, list(kwargs["variants"])))
+        if len(seen) == 2: raise KeyboardInterrupt
+        seen.append((job[2], seed))
         return rows_of(job, seed, **kwargs)
     monkeypatch.setattr(evaluate, "ablation_rows", watched)
-    again = lambda **k: evaluate.ablation_table(2, **dict(seeds=(0, 1), num_frames=4, variants=variants, keep=tmp_path, progress=False) | k)
+    again = lambda **k: evaluate.ablation_table(2, **dict(seeds=2, cross=1, num_frames=4, variants=variants, keep=tmp_path, progress=False) | k)
     with pytest.raises(KeyboardInterrupt): again()
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2
+    first, second = (job[2] for job in evaluate.sprite_jobs(2))
+    assert seen == [(first, 0), (first, 1)]
     seen[:] = []; found = again()
-    assert len(seen) == 1 and seen[0][1:] == (1, ["tuned"])                    # only the last of four was still to be done
-    rows, table = found["rows"], found["table"]
-    assert {(r["variant"], r["seed"]) for r in rows} >= {("tuned", 0), ("tuned", 1), ("untuned", 0)} and ("untuned", 1) not in {(r["variant"], r["seed"]) for r in rows}
+    assert seen == [(second, 1)]                                               # only the last of three was still to be done
+    rows, table = evaluate.as_rows(found["columns"]), found["table"]
+    assert {(r["clip"], r["seed"]) for r in rows} == {(first, 0), (first, 1), (second, 1)}
     assert {r["kind"] for r in rows if r["variant"] == "tuned"} == {*evaluate.KINDS, "noise"}
     assert table["the exact answer"]["edited"][0] == 1 and table["nothing done"]["edited"][0] < 1 and table["frozen"]["flicker"][0] == 0
     with pytest.raises(ValueError, match="another run asked for"): again(num_frames=5)

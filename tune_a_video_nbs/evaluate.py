@@ -7,12 +7,12 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/evaluate.html.md""
 # %% auto #0
 __all__ = ['KINDS', 'SCORES', 'VARIANTS', 'ABLATION_SCORES', 'FLOWS', 'held_out_prompts', 'still_scores', 'edit_prompts',
            'sprite_jobs', 'run_job', 'sprite_table', 'summary', 'motion_error', 'sameness', 'flicker', 'variant_clips',
-           'ablation_clips', 'with_interval', 'ablation_summary', 'contrastive_loss', 'build_clip', 'prepare',
-           'captioned_stills', 'one_of_each', 'train_clip', 'save_clip', 'TwoTowers', 'clip_model', 'retrieval',
-           'consistency', 'frame_consistency', 'text_alignment', 'pick_score', 'ssim', 'lpips', 'block_flow',
-           'opencv_flow', 'warp', 'visible', 'motion', 'warp_error', 'frechet_distance', 'fid', 'inception_score',
-           'vae_features', 'caption_classes', 'error_flicker', 'metric_rows', 'ablation_rows', 'ablation_table',
-           'spearman']
+           'ablation_clips', 'with_interval', 'ablation_summary', 'as_columns', 'as_rows', 'contrastive_loss',
+           'build_clip', 'prepare', 'captioned_stills', 'one_of_each', 'train_clip', 'save_clip', 'TwoTowers',
+           'clip_model', 'retrieval', 'consistency', 'frame_consistency', 'text_alignment', 'pick_score', 'ssim',
+           'lpips', 'block_flow', 'opencv_flow', 'warp', 'visible', 'motion', 'warp_error', 'frechet_distance', 'fid',
+           'inception_score', 'vae_features', 'caption_classes', 'error_flicker', 'metric_rows', 'ablation_rows',
+           'ablation_table', 'spearman']
 
 # %% ../nbs/11_evaluate.ipynb #3885e0b6
 import copy, json, time
@@ -208,6 +208,14 @@ def ablation_summary(rows: list[dict],           # as `ablation_rows` gives, of 
     return out
 
 ABLATION_SCORES = ("edited", "kept", "path_error", "psnr", "ssim", "motion", "same", "flicker")
+
+def as_columns(rows: list[dict]) -> dict[str, list]:
+    "Rows that all have the same keys, in a fifth of the space."
+    return {k: [r[k] for r in rows] for k in rows[0]}
+
+def as_rows(columns: dict[str, list]) -> list[dict]:
+    "The way back."
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 # %% ../nbs/11_evaluate.ipynb #b11a0002
 import math, warnings
@@ -566,7 +574,7 @@ def metric_rows(clips: dict,  # kind of edit, or "noise" for the caption itself 
     for kind, prompt in (prompts | {"noise": caption}).items():
         if kind not in clips: continue
         clip, exact, seen = clips[kind], draw(prompt), model.pictures(clips[kind])
-        truth = score_edit(clip, prompt, source, caption, exact) | dict(ssim=ssim(clip, exact), error_flicker=error_flicker(clip, exact),
+        truth = score_edit(clip, prompt, source, caption) | dict(psnr=min(99., psnr(clip, exact)), ssim=ssim(clip, exact), error_flicker=error_flicker(clip, exact),
             motion=motion_error(clip, source), same=sameness(clip), flicker=flicker(clip))
         guess = dict(text=100*(seen @ model.words(prompt).T).mean().item(), adjacent=consistency(seen), all_pairs=consistency(seen, "all"),
                      warp_error=warp_error(clip, source, moves))
@@ -595,17 +603,19 @@ def _kept(path, asked, make):
     if path: save_atomic(lambda p: p.write_text(json.dumps(dict(asked=asked, rows=rows)), "utf-8"), path)
     return rows
 
-def ablation_table(clips: int = 24, part: str = "report", seed: int = 0, seeds: tuple = (0, 1, 2), # of the clips; of tuning and noise
+def ablation_table(clips: int = 24, part: str = "report", seed: int = 0, # as `sprite_jobs`
+                   seeds: int = 3,      # of tuning and noise: the clips take them in turn
+                   cross: int = 0,      # so many clips are tuned from every seed
                    num_frames: int = 8, variants: dict = VARIANTS, model="sprites",
                    keep=None,           # a folder for each clip's rows: what is there is not computed again, so a run can be cut off
-                   progress: bool = True) -> dict: # summary, and all the rows
-    "The method part by part, on held-out clips, each tuned from several seeds. What is not tuned is run for the first seed only."
-    jobs, rows = [(i, j, s) for s in seeds for i, j in enumerate(sprite_jobs(clips, part, seed))], []
-    tuned = {k: v for k, v in variants.items() if v.get("tune", {}).get("steps") != 0}
+                   progress: bool = True) -> dict: # summary, and all the rows as columns
+    "The method part by part, on held-out clips."
+    jobs = [(i, job, s) for i, job in enumerate(sprite_jobs(clips, part, seed)) for s in range(seeds) if s == i % seeds or i < cross]
+    rows = []
     for i, job, s in tqdm(jobs, desc="clips", disable=not progress):
-        asked = dict(job=job, seed=s, num_frames=num_frames, variants=variants if s == seeds[0] else tuned, model=str(model))
+        asked = dict(job=job, seed=s, num_frames=num_frames, variants=variants, model=str(model))
         rows += _kept(Path(keep)/f"{part}_{i:03d}_{s}.json" if keep else None, asked, lambda: ablation_rows(**asked))
-    return dict(table=ablation_summary(rows), rows=rows, clips=clips, part=part, seed=seed, seeds=list(seeds), num_frames=num_frames)
+    return dict(table=ablation_summary(rows), columns=as_columns(rows), clips=clips, part=part, seed=seed, seeds=seeds, cross=cross, num_frames=num_frames)
 
 # %% ../nbs/11_evaluate.ipynb #b11a0078
 def spearman(rows: list[dict], a: str, b: str, draws: int = 500, seed: int = 0) -> tuple[float, float, float]: # correlation, and 95 % of its bootstrap
