@@ -10,6 +10,7 @@ __all__ = ['FRAME_CHOICES', 'POSITION_WIDTH', 'attend', 'split_heads', 'first_an
            'TemporalAttention', 'frame_code', 'add_frame_positions']
 
 # %% ../nbs/07_attention.ipynb #49a9f3a5
+from itertools import groupby
 import torch, torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from einops import rearrange, repeat
@@ -22,10 +23,6 @@ def attend(q: Tensor,   # queries, (b, heads, n, d)
            bias: Tensor|None = None, # added to the likenesses, broadcast to (b, heads, n, m); -inf forbids
           ) -> Tensor:  # (b, heads, n, d)
     "Scaled dot-product attention: softmax(q k^T / sqrt(d) + bias) v (Vaswani et al. 2017, eq. 1)."
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
-        # On the CPU torch's fused kernel runs backwards several times slower than plain matrix products
-        likeness = q @ k.mT * q.shape[-1]**-.5
-        return (likeness if bias is None else likeness + bias).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 def split_heads(x: Tensor,  # (b, n, heads*d)
@@ -82,12 +79,11 @@ def sparse_causal_context(x: Tensor,       # keys or values of all frames, (b f)
     return _gather(x, num_frames, frames_seen(which, num_frames))
 
 # %% ../nbs/07_attention.ipynb #3dcecbfe
-def _count_once(rows, n, like):
-    "The bias under which a frame that stands twice in a row counts once; `None` where no row needs it."
-    times = [[row.count(j) for j in row] for row in rows]
-    if all(len(set(t)) == 1 for t in times): return None        # all once, or all twice
-    bias = -torch.tensor(times).to(like).log()
-    return repeat(bias, "g k -> (b g) 1 1 (k n)", b=len(like)//len(rows), n=n)
+def _runs(rows):
+    "Neighbouring frames that look at equally many: (how many neighbours, whom each looks at), or one row for all, if they look at the same."
+    rows = [list(dict.fromkeys(row)) for row in rows]             # a frame that stands twice counts once
+    runs = [list(run) for _, run in groupby(rows, key=lambda row: len(row))]
+    return [(len(run), run[:1] if all(row == run[0] for row in run) else run) for run in runs]
 
 # %% ../nbs/07_attention.ipynb #6b2bc81e
 class FrameCount:
@@ -114,14 +110,21 @@ class SparseCausalAttention(Attention):
         "Project keys and values once per frame, then gather them: k N keys for each of m frames, O(k m N^2); k is 2 for \"both\"."
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError("sparse-causal attention takes neither text nor a mask: it looks at the clip's own frames")
-        f, n = num_frames or self.frames.n, hidden_states.shape[1]
+        f = num_frames or self.frames.n
         _check_clips(hidden_states, f)
-        rows = frames_seen(self.keys_from, f)
-        if all(row == rows[0] for row in rows): rows = [list(dict.fromkeys(rows[0]))]   # all frames ask the same ones: together, no copies
-        q = rearrange(self.to_q(hidden_states), "(b i) n d -> b (i n) d", i=f//len(rows))
-        k, v = (_gather(to(hidden_states), f, rows) for to in (self.to_k, self.to_v))
-        out = attend(*(split_heads(x, self.heads) for x in (q, k, v)), _count_once(rows, n, q))
-        return self.to_out[1](self.to_out[0](rearrange(out, "b h (i n) d -> (b i) n (h d)", n=n)))
+        q, k, v = (to(hidden_states) for to in (self.to_q, self.to_k, self.to_v))
+        sizes, rows = zip(*_runs(frames_seen(self.keys_from, f)))
+        asking = rearrange(q, "(b f) n d -> b f n d", f=f).split(sizes, dim=1)
+        out = torch.cat([self._ask(some, k, v, f, whom) for some, whom in zip(asking, rows)], dim=1)
+        return self.to_out[1](self.to_out[0](rearrange(out, "b f n d -> (b f) n d")))
+
+    def _ask(self, q, k, v, num_frames, rows):
+        "One run of frames, (b, g i, n, d): the i frames of each of the g rows ask together, as one long picture."
+        n = q.shape[2]
+        q = rearrange(q, "b (g i) n d -> (b g) (i n) d", g=len(rows))
+        k, v = (_gather(x, num_frames, rows) for x in (k, v))
+        out = attend(*(split_heads(x, self.heads) for x in (q, k, v)))
+        return rearrange(out, "(b g) h (i n) d -> b (g i) n (h d)", g=len(rows), n=n)
 
 # %% ../nbs/07_attention.ipynb #8f5cf38d
 def _note(net, **facts):
