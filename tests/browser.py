@@ -104,6 +104,7 @@ class Browser:
         if name == "Runtime.consoleAPICalled" and p["type"] in ("error", "assert"): self.errors.append(" ".join(str(a.get("value", a.get("description"))) for a in p["args"]))
         if name == "Log.entryAdded" and p["entry"]["level"] == "error": self.errors.append(f"{p['entry']['text']} {p['entry'].get('url', '')}")
         if name == "Network.requestWillBeSent" and not p["request"]["url"].startswith(("data:", "blob:", "about:")): self.requests[p["requestId"]] = p["request"]["url"]
+        if name == "Page.fileChooserOpened": self.chooser = p["backendNodeId"]
         if name == "Network.loadingFinished" and p["requestId"] in self.requests: self.weight += p["encodedDataLength"]
 
     def go(self, url: str, wait: float = .4, seconds: float = 10):
@@ -136,7 +137,8 @@ class Browser:
 
     def click(self, element: str):
         "With the mouse, in the middle of the element that this code gives."
-        x, y = self.js(f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); return [r.x + r.width/2, r.y + r.height/2] }})({element})")
+        frame = "await new Promise(requestAnimationFrame)"   # twice, so that what moves has moved
+        x, y = self.js(f"(async e => {{ e.scrollIntoView({{block: 'center'}}); {frame}; {frame}; const r = e.getBoundingClientRect(); return [r.x + r.width/2, r.y + r.height/2] }})({element})")
         for kind in ("mousePressed", "mouseReleased"): self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def fill(self, element: str, text: str):
@@ -146,10 +148,14 @@ class Browser:
         else: self.key("Delete", 46)
         self.key("Tab", 9)
 
-    def choose(self, element: str, *paths: Path):
-        "Files for an `<input type=file>`, as if picked in its dialog."
-        got = self.send("Runtime.evaluate", expression=element)["result"]
-        self.send("DOM.setFileInputFiles", objectId=got["objectId"], files=[str(p) for p in paths])
+    def choose(self, button: str, *paths: Path):
+        "Click what opens the dialog for files, and pick these."
+        self.chooser = None
+        self.send("Page.setInterceptFileChooserDialog", enabled=True)
+        self.click(button)
+        end = time.time() + 10
+        while self.chooser is None and time.time() < end: self.pause(.05)
+        self.send("DOM.setFileInputFiles", backendNodeId=self.chooser, files=[str(p) for p in paths])
 
     def picture(self, path: Path, whole: bool = False, element: str = ""):
         "A screenshot of what is in view, of the whole page, or of the element that this code gives."

@@ -160,6 +160,17 @@ def test_the_app_follows_its_session(tmp_path):
     app.boxes["frames"].value = "4"; until(lambda: not app.session.problems)
     assert app.notes["frames"].layout.display == "none" and "tav-bad" not in app.boxes["frames"]._dom_classes and app.session.choices.frames == "4"
 
+def test_typing_elsewhere_does_not_lose_a_reading(monkeypatch):
+    "Found in the browser: the caption was typed while frames were read, and the reading was thrown away as outdated."
+    began, go = studio.threading.Event(), studio.threading.Event()
+    def slow(c, side=None): began.set(); go.wait(5); return draw_clip(Choices().caption, 2)
+    monkeypatch.setattr(studio, "read", slow)
+    s = Session(); s.see(); began.wait(5)
+    s.choices = Choices(caption="a blue star on the grass"); go.set(); until(lambda: s.seen is not None)
+    began.clear(); go.clear(); s.seen = None; s.see(); began.wait(5)
+    s.choices = Choices(frames="4"); go.set(); time.sleep(.1)
+    assert s.seen is None                                                            # but one of other frames is outdated indeed
+
 def test_every_field_is_shown():
     from dataclasses import fields
     assert {f.name for f in fields(Choices)} == set(studio.FIELDS) == set(studio.RULES) | {"clip", "caption", "base", "prompts"}
@@ -174,9 +185,13 @@ needs_browser = [pytest.mark.skipif(chromium.find() is None, reason="no Chromium
 
 def button(name, i=0): return f"[...document.querySelectorAll('.tav-studio button')].filter(b => b.textContent.trim() == '{name}')[{i}]"
 def field(label, i=0): return f"[...document.querySelectorAll('.tav-studio label, .tav-studio .widget-label')].filter(l => l.textContent.startsWith('{label}'))[{i}].parentElement.querySelector('input, textarea')"
+UPLOAD = "document.querySelector('.jupyter-widgets.widget-upload')"
 def text(tab): return tab.js(f"{APP}.innerText")
 def shows(tab, words, seconds=20): tab.until(f"{APP}.innerText.includes({json.dumps(words)})", seconds)
-def shot(tab, name): tab.pause(.3); tab.picture(SHOTS/f"studio-{name}.png", element=APP)
+def shot(tab, name):
+    "The whole app, in a window that is high enough: the page scrolls inside."
+    width = tab.js("innerWidth"); tab.size(width, int(tab.js(f"{APP}.offsetHeight")) + 60); tab.js(f"{APP}.scrollIntoView()"); tab.pause(.3)
+    tab.picture(SHOTS/f"studio-{name}.png", element=APP); tab.size(width, 1200); tab.pause(.2)
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory):
@@ -214,8 +229,8 @@ class TestBrowser:
         shot(tab, "2-refused")
 
     def test_upload(self, tab):
-        tab.choose("document.querySelector('input[type=file]')", tab.folder/"notes.mp4"); shows(tab, "is not a video")
-        tab.choose("document.querySelector('input[type=file]')", tab.folder/"mine.mp4")
+        tab.choose(UPLOAD, tab.folder/"notes.mp4"); shows(tab, "is not a video")
+        tab.choose(UPLOAD, tab.folder/"mine.mp4")
         tab.until(f"{field('Clip')}.value.endsWith('mine.mp4')"); tab.fill(field("Side"), "")
         tab.fill(field("What it shows"), CAPTION)
         tab.until("!document.querySelector('.tav-note') && !!document.querySelector('.tav-strip')")

@@ -250,7 +250,7 @@ class Session:
             if not found:
                 try: clip = read(c, side)
                 except Refused as e: found = e.problems
-            if c is not self.choices: return
+            if any(getattr(c, k) != getattr(self.choices, k) for k in READING): return
             self.seen, self.problems = clip, {k: v for k, v in self.problems.items() if k not in READING} | found
             self.tell("clip"); self.tell("problems")
         threading.Thread(target=work, daemon=True).start()
@@ -297,7 +297,7 @@ def loss_html(losses: list, window: int = 20) -> str:
     xy = lambda v: [f"{10 + 380*i/(len(v) - 1):.1f},{10 + 130*(hi - y)/(hi - lo):.1f}" for i, y in enumerate(v)]
     mean = [np.log10(np.mean(losses[max(0, i + 1 - window):i + 1])) for i in range(len(losses))]
     dots = "".join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2"/>' for p in xy(logs))
-    say = f"loss of {len(losses)} steps, mean of the last {window}: {10**mean[-1]:.3f}"
+    say = f"loss of {len(losses)} steps; mean of the last {min(window, len(losses))}: {10**mean[-1]:.3f}"
     return (f'<svg viewBox="0 0 400 150" class="tav-loss" role="img" aria-label="{say}"><g fill="{PALETTE[6]}" opacity=".4">{dots}</g>'
             f'<polyline points="{" ".join(xy(mean))}" fill="none" stroke="{PALETTE[0]}" stroke-width="2"/></svg><div class="tav-dim">{say}</div>')
 
@@ -357,7 +357,7 @@ class Studio(W.VBox):
         self.upload = W.FileUpload(accept="video/*,.gif", multiple=False, description="Upload", layout=W.Layout(width="110px"))
         fixed = lambda: W.Layout(flex="none", width="110px")
         self.bars = {job: (W.Button(description=job.title(), button_style="primary", layout=fixed()), W.Button(description="Stop", disabled=True, layout=fixed()),
-                           W.FloatProgress(max=1., layout=fixed()), W.HTML(layout=W.Layout(flex="1"))) for job in ("tune", "edit")}
+                           W.FloatProgress(max=1., layout=fixed()), W.HTML(layout=W.Layout(flex="1 1 260px"))) for job in ("tune", "edit")}
         self.children = [W.HTML(_CSS), *self._cards()]
         for job, (go, stop, *_) in self.bars.items():
             go.on_click(lambda _, job=job: self.session.press(job))
@@ -369,7 +369,7 @@ class Studio(W.VBox):
 
     def _cards(self):
         rows = lambda *names: [_row_of(*(self.boxes[n] for n in names)), *(self.notes[n] for n in names)]
-        bar = lambda job: W.HBox(self.bars[job], layout=W.Layout(align_items="center", grid_gap="10px", margin="10px 0 4px"))
+        bar = lambda job: W.HBox(self.bars[job], layout=W.Layout(flex_flow="row wrap", align_items="center", grid_gap="10px", margin="10px 0 4px"))
         clip = [_row_of(self.boxes["clip"], self.upload), self.notes["clip"], *rows("caption"), *rows("base", "frames", "start", "stride", "size"), self.strip]
         tune = [*rows("steps", "lr", "seed", "every"), bar("tune"), _row_of(self.loss, self.preview, align="flex-start"), self.weights]
         edit = [*rows("prompts"), *rows("draws", "guidance"), bar("edit"), self.results, self.code]
@@ -390,7 +390,7 @@ class Studio(W.VBox):
         for k, box in self.boxes.items():
             said = self.session.problems.get(k, "")
             (box.add_class if said else box.remove_class)("tav-bad")
-            self.notes[k].value, self.notes[k].layout.display = f'<div class="tav-note">{html.escape(said)}</div>', None if said else "none"
+            self.notes[k].value, self.notes[k].layout.display = said and f'<div class="tav-note">{html.escape(said)}</div>', None if said else "none"
 
     def _show_status(self):
         s = self.session
