@@ -7,7 +7,7 @@ import numpy as np, pytest, torch
 import browser as chromium
 from tune_a_video_nbs import studio
 from tune_a_video_nbs.sprites import draw_clip
-from tune_a_video_nbs.studio import Choices, Refused, Session, Studio, code, number, problems, read, uploaded
+from tune_a_video_nbs.studio import Choices, Refused, Session, Studio, check_number, code_text, find_problems, read_choice, uploaded_file
 from tune_a_video_nbs.tune import load_tuned
 from tune_a_video_nbs.video import read_clip, write_clip
 
@@ -42,33 +42,33 @@ def until(test, seconds=30):
 @pytest.mark.parametrize("name, text", [("frames", "1"), ("frames", ""), ("frames", "8.5"), ("start", "-1"), ("stride", "0"), ("steps", "-5"), ("steps", "many"), ("steps", "0"),
                                         ("lr", "nan"), ("lr", "-0.1"), ("lr", "0"), ("lr", "inf"), ("every", "0"), ("seed", "-1"), ("draws", "1001"), ("guidance", "-2"), ("size", "7")])
 def test_a_number_that_cannot_be_is_named(name, text):
-    with pytest.raises(ValueError, match=re.escape(repr(text)) + ".*give a .*number from"): number(name, text)
+    with pytest.raises(ValueError, match=re.escape(repr(text)) + ".*give a .*number from"): check_number(name, text)
 
 def test_nothing_is_allowed_where_the_model_knows():
-    assert [number(k, " ") for k in studio.OPTIONAL] == [None]*5
-    assert number("lr", "5e-4") == 5e-4 and number("guidance", "0") == 0 and number("frames", " 8 ") == 8
+    assert [check_number(k, " ") for k in studio.OPTIONAL] == [None]*5
+    assert check_number("lr", "5e-4") == 5e-4 and check_number("guidance", "0") == 0 and check_number("frames", " 8 ") == 8
 
 def test_every_problem_of_a_job_is_found_at_once(session):
     wrong = Choices(caption="a red dragon on the grass", base="spirtes", size="50", steps="-5", lr="much", prompts="\n")
-    assert set(problems(wrong, "tune", session.pipe)) == {"caption", "base", "size", "steps", "lr"}
-    assert set(problems(wrong, "edit", session.pipe)) == {"prompts"}
-    assert "'dragon'" in problems(wrong, "tune", session.pipe)["caption"] and "try 48" in problems(wrong, "tune", session.pipe)["size"]
-    assert "'unicorn'" in problems(Choices(prompts="a blue star on the grass\na unicorn"), "edit", session.pipe)["prompts"]
-    assert problems(Choices(), "tune", session.pipe) == problems(Choices(), "edit", session.pipe) == {}
-    assert set(problems(Choices(caption=" "), "tune")) == {"caption"}   # without a model at hand, too
+    assert set(find_problems(wrong, "tune", session.pipe)) == {"caption", "base", "size", "steps", "lr"}
+    assert set(find_problems(wrong, "edit", session.pipe)) == {"prompts"}
+    assert "'dragon'" in find_problems(wrong, "tune", session.pipe)["caption"] and "try 48" in find_problems(wrong, "tune", session.pipe)["size"]
+    assert "'unicorn'" in find_problems(Choices(prompts="a blue star on the grass\na unicorn"), "edit", session.pipe)["prompts"]
+    assert find_problems(Choices(), "tune", session.pipe) == find_problems(Choices(), "edit", session.pipe) == {}
+    assert set(find_problems(Choices(caption=" "), "tune")) == {"caption"}   # without a model at hand, too
 
 def test_a_clip_that_cannot_be_blames_its_field(tmp_path):
     (tmp_path/"notes.mp4").write_text("no film")
     for c, field in ((Choices(frames="99"), "frames"), (Choices(clip=str(tmp_path/"none.mp4")), "clip"), (Choices(clip=str(tmp_path/"notes.mp4")), "clip")):
-        with pytest.raises(Refused) as said: read(c)
+        with pytest.raises(Refused) as said: read_choice(c)
         assert list(said.value.problems) == [field]
 
 def test_uploads_of_both_ipywidgets():
     seven = {"my.mp4": dict(metadata=dict(name="my.mp4", size=3), content=b"abc")}
     eight = (dict(name="my.mp4", type="video/mp4", size=3, content=memoryview(b"abc")),)
-    assert uploaded(seven) == uploaded(eight) == ("my.mp4", b"abc")
-    assert uploaded({}) is uploaded(()) is None
-    assert uploaded((dict(name="../../etc/my.mp4", content=b""),))[0] == uploaded((dict(name="c:\\x\\my.mp4", content=b""),))[0] == "my.mp4"
+    assert uploaded_file(seven) == uploaded_file(eight) == ("my.mp4", b"abc")
+    assert uploaded_file({}) is uploaded_file(()) is None
+    assert uploaded_file((dict(name="../../etc/my.mp4", content=b""),))[0] == uploaded_file((dict(name="c:\\x\\my.mp4", content=b""),))[0] == "my.mp4"
 
 def test_refused_is_not_begun(session):
     before = learned(session)
@@ -91,7 +91,7 @@ def test_the_code_does_what_was_clicked(session, tmp_path, monkeypatch):
     session.press("tune").join(); session.press("edit").join()
     assert session.preview[0] == 2 and set(heard) == {"problems", "status", "loss", "preview", "tuned", "edits"}
     (tmp_path/"again").mkdir(); monkeypatch.chdir(tmp_path/"again")
-    space = {}; exec(code(session.tuned, session.edited), space)
+    space = {}; exec(code_text(session.tuned, session.edited), space)
     ours = learned(session)
     assert same({k: v for k, v in space["pipe"].unet.state_dict().items() if k in ours}, ours)
     load_tuned(space["pipe"].unet, session.folder/"tuned.safetensors")
@@ -103,8 +103,8 @@ def test_the_code_stands_for_any_name_and_words(session, tmp_path, monkeypatch, 
     session.choices = Choices(**QUICK | dict(clip=name, steps="1", prompts="a blue star is bouncing on the grass"))
     session.press("tune").join(); session.press("edit").join()
     assert not session.problems and len(session.edits) == 1
-    compile(code(session.tuned, session.edited), "clicked", "exec")
-    assert repr(name) in code(session.tuned) and "SAMPLE" not in code(session.tuned)
+    compile(code_text(session.tuned, session.edited), "clicked", "exec")
+    assert repr(name) in code_text(session.tuned) and "SAMPLE" not in code_text(session.tuned)
 
 def test_stop_keeps_what_was_learned(session, tmp_path, monkeypatch):
     session.choices = Choices(**QUICK | dict(steps="500", every="1000", prompts="a blue star is bouncing on the grass"))
@@ -113,8 +113,8 @@ def test_stop_keeps_what_was_learned(session, tmp_path, monkeypatch):
     n = len(session.losses)
     assert 2 <= n < 500 and f"Stopped after {n} of 500 steps" in session.status
     session.press("edit").join(); assert len(session.edits) == 1
-    monkeypatch.chdir(tmp_path); space = {}; exec(code(session.tuned), space)      # the code is that of the stopped run
-    assert f"steps={n}," in code(session.tuned)
+    monkeypatch.chdir(tmp_path); space = {}; exec(code_text(session.tuned), space)      # the code is that of the stopped run
+    assert f"steps={n}," in code_text(session.tuned)
     assert same({k: v for k, v in space["pipe"].unet.state_dict().items() if k in session.fresh}, learned(session))
 
 def test_stop_keeps_what_was_drawn(session):
@@ -139,11 +139,11 @@ def test_an_error_in_the_thread_is_shown(session, monkeypatch):
 
 def test_other_bases_are_judged_by_a_clip_or_say_why_not(session, monkeypatch):
     session.press("tune").join(); clip, words = session.clip, "a blue star is bouncing on the grass"
-    assert "off its path" in studio.score(session.pipe, clip, words, clip, words, "none")
-    assert set(studio.score(session.pipe, clip, "a blue star and a red heart", clip, words, "none")) == {"CLIP: text", "CLIP: frames alike"}   # its own
+    assert "off its path" in studio.score_words(session.pipe, clip, words, clip, words, "none")
+    assert set(studio.score_words(session.pipe, clip, "a blue star and a red heart", clip, words, "none")) == {"CLIP: text", "CLIP: frames alike"}   # its own
     monkeypatch.setattr(studio, "known_words", lambda tokenizer: [])                 # as a base of the Hub
-    assert "no CLIP called 'nobody/none'" in studio.score(session.pipe, clip, words, clip, words, "nobody/none")["CLIP"]
-    assert "CLIP: text" in studio.score(session.pipe, clip, words, clip, words, "sprites")
+    assert "no CLIP called 'nobody/none'" in studio.score_words(session.pipe, clip, words, clip, words, "nobody/none")["CLIP"]
+    assert "CLIP: text" in studio.score_words(session.pipe, clip, words, clip, words, "sprites")
 
 def test_a_link_holds_its_file_unless_it_is_large(tmp_path):
     (tmp_path/"<x>.mp4").write_bytes(b"film")
@@ -164,7 +164,7 @@ def test_typing_elsewhere_does_not_lose_a_reading(monkeypatch):
     "Found in the browser: the caption was typed while frames were read, and the reading was thrown away as outdated."
     began, go = studio.threading.Event(), studio.threading.Event()
     def slow(c, side=None): began.set(); go.wait(5); return draw_clip(Choices().caption, 2)
-    monkeypatch.setattr(studio, "read", slow)
+    monkeypatch.setattr(studio, "read_choice", slow)
     s = Session(); s.see(); began.wait(5)
     s.choices = Choices(caption="a blue star on the grass"); go.set(); until(lambda: s.seen is not None)
     began.clear(); go.clear(); s.seen = None; s.see(); began.wait(5)
