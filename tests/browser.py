@@ -1,5 +1,6 @@
 "A headless Chromium, spoken to by its DevTools protocol: no driver to install, for tornado comes with Jupyter's kernel."
-import asyncio, base64, functools, gzip, http.server, itertools, json, shutil, subprocess, threading, time
+import asyncio, base64, functools, gzip, http.server, importlib.util, itertools, json, os, shutil, signal, socket, subprocess, sys, threading, time
+from contextlib import contextmanager
 from pathlib import Path
 from tornado.websocket import websocket_connect
 
@@ -28,6 +29,36 @@ def serve(folder: Path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}{PREFIX[:-1]}"
     return server
+
+def has_voila() -> bool: return importlib.util.find_spec("voila") is not None
+
+@contextmanager
+def voila(folder: Path, code: str, seconds: float = 60):
+    "A notebook of one cell as an app, with a kernel of its own, in `folder`. Yields its address, for this machine only; ends with all it started."
+    cell = dict(cell_type="code", id="app", execution_count=None, metadata={}, outputs=[], source=code)
+    kernel = dict(display_name="python3", language="python", name="python3")
+    (folder/"app.ipynb").write_text(json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)), encoding="utf-8")
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    root = str(Path(__file__).resolve().parent.parent)
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))), JUPYTER_RUNTIME_DIR=str(folder/"runtime"),
+                            JUPYTER_CONFIG_DIR=str(folder/"config"), IPYTHONDIR=str(folder/"ipython"))
+    with open(folder/"voila.log", "wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "voila", "app.ipynb", "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--show_tracebacks=True"],
+                                   cwd=folder, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        end = time.time() + seconds
+        while process.poll() is None and time.time() < end:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0: break
+            time.sleep(.1)
+        else: raise AssertionError(f"Voila did not start: {(folder/'voila.log').read_text()[-2000:]}")
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()   # ends its kernels, too
+        try: process.wait(10)
+        except subprocess.TimeoutExpired: pass
+        try: os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError: pass
 
 class Browser:
     "One tab. `errors` and `requests` hold what the page at hand has said and asked since `go`."
@@ -73,15 +104,16 @@ class Browser:
         if name == "Runtime.consoleAPICalled" and p["type"] in ("error", "assert"): self.errors.append(" ".join(str(a.get("value", a.get("description"))) for a in p["args"]))
         if name == "Log.entryAdded" and p["entry"]["level"] == "error": self.errors.append(f"{p['entry']['text']} {p['entry'].get('url', '')}")
         if name == "Network.requestWillBeSent" and not p["request"]["url"].startswith(("data:", "blob:", "about:")): self.requests[p["requestId"]] = p["request"]["url"]
+        if name == "Page.fileChooserOpened": self.chooser = p["backendNodeId"]
         if name == "Network.loadingFinished" and p["requestId"] in self.requests: self.weight += p["encodedDataLength"]
 
-    def go(self, url: str, wait: float = .4):
+    def go(self, url: str, wait: float = .4, seconds: float = 10):
         "Open a page and wait until it has loaded, and a moment more."
         self.send("Page.navigate", url="about:blank")
         self.events, self.errors, self.requests, self.weight = [], [], {}, 0
         self.send("Network.setCacheDisabled", cacheDisabled=True)
         self.send("Page.navigate", url=url)
-        self.until("document.readyState == 'complete' && location.href != 'about:blank'")
+        self.until("document.readyState == 'complete' && location.href != 'about:blank'", seconds)
         self.pause(wait)
 
     def js(self, code: str):
@@ -103,9 +135,35 @@ class Browser:
     def type(self, text: str): self.send("Input.insertText", text=text)
     def size(self, width: int, height: int): self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
 
-    def picture(self, path: Path, whole: bool = False):
-        "A screenshot of what is in view, or of the whole page."
-        data = self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
+    def click(self, element: str):
+        "With the mouse, in the middle of the element that this code gives."
+        frame = "await new Promise(requestAnimationFrame)"   # twice, so that what moves has moved
+        x, y = self.js(f"(async e => {{ e.scrollIntoView({{block: 'center'}}); {frame}; {frame}; const r = e.getBoundingClientRect(); return [r.x + r.width/2, r.y + r.height/2] }})({element})")
+        for kind in ("mousePressed", "mouseReleased"): self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def fill(self, element: str, text: str):
+        "Type in place of what a field holds, and leave it."
+        self.click(element); self.js(f"({element}).select()")
+        if text: self.type(text)
+        else: self.key("Delete", 46)
+        self.key("Tab", 9)
+
+    def choose(self, button: str, *paths: Path):
+        "Click what opens the dialog for files, and pick these."
+        self.chooser = None
+        self.send("Page.setInterceptFileChooserDialog", enabled=True)
+        self.click(button)
+        end = time.time() + 10
+        while self.chooser is None and time.time() < end: self.pause(.05)
+        self.send("DOM.setFileInputFiles", backendNodeId=self.chooser, files=[str(p) for p in paths])
+
+    def picture(self, path: Path, whole: bool = False, element: str = ""):
+        "A screenshot of what is in view, of the whole page, or of the element that this code gives."
+        part = {}
+        if element:
+            box = self.js(f"(e => {{ const r = e.getBoundingClientRect(); return {{x: r.x + scrollX, y: r.y + scrollY, width: r.width, height: r.height, scale: 1}} }})({element})")
+            part, whole = dict(clip=box), True
+        data = self.send("Page.captureScreenshot", captureBeyondViewport=whole, **part)["data"]
         path.parent.mkdir(parents=True, exist_ok=True); path.write_bytes(base64.b64decode(data))
 
     def close(self):
