@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 import tune_a_video_nbs.attention, tune_a_video_nbs.stable_diffusion as sd
 from tune_a_video_nbs.edit import TuneAVideoPipeline
 from tune_a_video_nbs.inflate import AUTHORS, VideoUNet, inflate
@@ -53,6 +53,7 @@ def unet_to_ldm(net):
     def put(prefix, layer, rename=lambda k: k): out.update({f"{prefix}.{rename(k)}": v for k, v in layer.state_dict().items()})
     put("time_embed.0", net.time_embedding.linear_1); put("time_embed.2", net.time_embedding.linear_2)
     put("input_blocks.0.0", net.conv_in); put("out.0", net.conv_norm_out); put("out.2", net.conv_out)
+    if net.config.addition_embed_type: put("label_emb.0.0", net.add_embedding.linear_1); put("label_emb.0.2", net.add_embedding.linear_2)
     n = 1
     for block in net.down_blocks:
         for j, r in enumerate(block.resnets):
@@ -86,12 +87,39 @@ def vae_to_ldm(net):
         out["first_stage_model." + k.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")] = v.contiguous()
     return out
 
-def to_one_file(folder, path, extra={}):
-    "A folder of SD 1.x as the one file that its original code would have saved."
-    text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").state_dict()
-    words = {f"cond_stage_model.transformer.text_model.{k.removeprefix('text_model.')}": v for k, v in text.items()}
-    words["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    save_file(unet_to_ldm(UNet2DConditionModel.from_pretrained(folder, subfolder="unet")) | vae_to_ldm(AutoencoderKL.from_pretrained(folder, subfolder="vae")) | words | extra, path)
+OPENCLIP = {"encoder.layers": "transformer.resblocks", "layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+            "self_attn.out_proj": "attn.out_proj", "embeddings.position_embedding.weight": "positional_embedding", "embeddings.token_embedding": "token_embedding",
+            "final_layer_norm": "ln_final"}
+
+def text_to_openclip(net):
+    "Names of OpenCLIP: queries, keys and values in one matrix, and a projection the other way round."
+    own, out = {k.removeprefix("text_model."): v for k, v in net.state_dict().items()}, {}
+    for k, v in own.items():
+        if k == "text_projection.weight": out["text_projection"] = v.T.contiguous(); continue
+        if re.search("[qkv]_proj", k):
+            if "q_proj" in k: out[k.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat([own[k.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+        else: out[k] = v
+    for ours, theirs in OPENCLIP.items(): out = {k.replace(ours, theirs): v for k, v in out.items()}
+    return {k.replace("encoder.layers", "transformer.resblocks"): v for k, v in out.items()}
+
+def text_to_clip(net): return {f"transformer.text_model.{k.removeprefix('text_model.')}": v for k, v in net.state_dict().items()} | {
+    "transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+
+def words_to_ldm(folder, shape):
+    "The text encoders, under the names of each family's files. SD 2.x reads the last layer but one, and its file has the last and a projection all the same."
+    text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+    if shape == "sd1": return {f"cond_stage_model.{k}": v for k, v in text_to_clip(text).items()}
+    if shape == "v":
+        unread = {"text_projection": torch.ones(96, 96)} | {k.replace("resblocks.0", "resblocks.23"): torch.ones_like(v) for k, v in text_to_openclip(text).items() if "resblocks.0" in k}
+        return {f"cond_stage_model.model.{k}": v for k, v in (text_to_openclip(text) | unread).items()}
+    second = CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2")
+    both = {f"conditioner.embedders.0.{k}": v for k, v in text_to_clip(text).items()}
+    return both | {f"conditioner.embedders.1.model.{k}": v for k, v in text_to_openclip(second).items()}
+
+def to_one_file(folder, path, shape="sd1", extra={}):
+    "A folder as the one file that its original code would have saved."
+    unet, vae = UNet2DConditionModel.from_pretrained(folder, subfolder="unet"), AutoencoderKL.from_pretrained(folder, subfolder="vae")
+    save_file(unet_to_ldm(unet) | vae_to_ldm(vae) | words_to_ldm(folder, shape) | extra, path)
     return path
 
 def with_attention(folder, into):
@@ -106,12 +134,16 @@ def only_configs(folder, into):
     shutil.copytree(folder, into, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
     return into
 
-@pytest.mark.parametrize("attends", [False, True], ids=["small vae", "vae that attends"])
-def test_one_file(folders, tmp_path, attends):
-    folder = with_attention(folders["sd1"], tmp_path/"sd1") if attends else folders["sd1"]
-    path = to_one_file(folder, tmp_path/"base.safetensors", dict(alphas_cumprod=torch.ones(3)))     # such files hold more than weights
+@pytest.mark.parametrize("shape, attends", [("sd1", False), ("sd1", True), ("v", False), ("sdxl", True)])
+def test_one_file(folders, tmp_path, shape, attends):
+    "It draws and inverts as its folder does: with a VAE that attends as with one that does not, and each family with its own way to keep words."
+    folder = with_attention(folders[shape], tmp_path/"sd1") if attends else folders[shape]
+    path = to_one_file(folder, tmp_path/"base.safetensors", shape, dict(alphas_cumprod=torch.ones(3)))     # such files hold more than weights
     pipe, want = load_base(path, config=only_configs(folder, tmp_path/"configs")), load_base(folder)
-    assert draw(pipe).equal(draw(want)) and (ready(pipe).invert(clip()) - ready(want).invert(clip())).abs().max() < 1e-5
+    for part in ("vae", "text_encoder", "text_encoder_2", "unet"):
+        if net := getattr(want, part): assert all(v.equal(net.state_dict()[k]) for k, v in getattr(pipe, part).state_dict().items()), part
+    assert pipe.scheduler.config.prediction_type == want.scheduler.config.prediction_type      # no file says that SD 2.1 predicts v: its config does
+    assert (draw(pipe) - draw(want)).abs().max() < 1e-4 and (ready(pipe).invert(clip()) - ready(want).invert(clip())).abs().max() < 1e-5
     z = torch.randn(1, 4, 2, 8, 8, generator=rng())
     for o in (pipe, want): o.vae.eval()
     assert (pipe.vae.decode(z[:, :, 0]).sample - want.vae.decode(z[:, :, 0]).sample).abs().max() < 1e-5
@@ -126,6 +158,42 @@ def test_one_file_of_sd1_needs_no_configs(folders, tmp_path, monkeypatch):
     pipe = load_base(path, tokenizer=folders["sd1"]/"tokenizer", frame_norm="shared")
     assert pipe.unet.config.frame_norm == "shared" and draw(pipe).equal(draw(load_base(folders["sd1"], frame_norm="shared")))
     whole_method(pipe)
+
+@pytest.mark.parametrize("shape", ["sd1", "v", "sdxl"])
+def test_one_file_in_half_precision(folders, tmp_path, shape):
+    "As most are handed on: each weight rounded once, and the same method."
+    path, want = to_one_file(folders[shape], tmp_path/"whole.safetensors", shape), load_base(folders[shape])
+    save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(path).items()}, tmp_path/"half.safetensors")
+    pipe = load_base(tmp_path/"half.safetensors", config=only_configs(folders[shape], tmp_path/"configs"), torch_dtype=torch.float32)
+    for name, w in pipe.unet.state_dict().items():
+        if "_temp" not in name: assert (w - want.unet.state_dict()[name]).abs().max() <= 2**-11*w.abs().max(), name
+    whole_method(pipe)
+
+@pytest.mark.parametrize("shape, kind", [("sd1", "SD 1.x"), ("v", "SD 2.x"), ("sdxl", "SDXL")])
+def test_one_file_that_is_not_whole(folders, tmp_path, shape, kind):
+    "Saved without its VAE or its words, as many are; with one tensor lost, which the libraries below would find only when it is used, or never."
+    weights, config = load_file(to_one_file(folders[shape], tmp_path/"whole.safetensors", shape)), only_configs(folders[shape], tmp_path/"configs")
+    def refused(says, lost):
+        save_file({k: v for k, v in weights.items() if not k.startswith(lost)}, tmp_path/"part.safetensors")
+        with pytest.raises(ValueError, match=says): load_base(tmp_path/"part.safetensors", config=config)
+        assert len(load_file(tmp_path/"part.safetensors")) < len(weights)
+    refused("without its vae: take the file that has all", "first_stage_model.")
+    refused("without its text_encoder", ("cond_stage_model.", "conditioner.embedders.0."))
+    if shape == "sdxl": refused("without its text_encoder_2", "conditioner.embedders.1.")
+    text = next(k for k in sorted(weights) if k.endswith(("layers.1.layer_norm2.weight", "resblocks.1.ln_2.weight")))
+    for lost in ("model.diffusion_model.out.2.weight", "first_stage_model.decoder.conv_out.weight", text): refused(f"is {kind}, and does not fit its configs: weights are missing", lost)
+
+def test_configs_of_another_kind(folders, tmp_path):
+    files = {k: to_one_file(folders[k], tmp_path/f"{k}.safetensors", k) for k in folders}
+    configs = {k: only_configs(folders[k], tmp_path/k) for k in folders}
+    for k, says in (("v", "is SD 2.x: give config="), ("sdxl", "is SDXL: give config=")):
+        with pytest.raises(ValueError, match=says): load_base(files[k])
+    for k, other, says in (("sd1", "sdxl", "is not: give config= of the file's own kind"), ("sdxl", "v", "own kind"), ("v", "sd1", "is SD 2.x, and does not fit"), ("sd1", "v", "does not fit")):
+        with pytest.raises(ValueError, match=says): load_base(files[k], config=configs[other])
+    with pytest.raises(FileNotFoundError, match="'owner/model' is not on this machine.*give config= a folder"): load_base(files["sdxl"], config="owner/model")
+    with pytest.raises(FileNotFoundError, match="no model called"): load_base(files["v"], config=tmp_path/"nowhere")
+    shutil.rmtree(configs["sdxl"]/"tokenizer_2")
+    with pytest.raises(ValueError, match="holds no tokenizer_2"): load_base(files["sdxl"], config=configs["sdxl"])
 
 def test_files_that_are_no_base(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"): load_base(tmp_path/"none.safetensors")

@@ -385,9 +385,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
         return pipe
 
     @classmethod
-    def _dict_from_json_file(cls, file):
+    def _dict_from_json_file(cls, file, **kwargs): # before 0.42, diffusers says more than the file
         "diffusers reads each index through this, from folders and the Hub. The authors' names a module that is nowhere."
-        index = super()._dict_from_json_file(file)
+        index = super()._dict_from_json_file(file, **kwargs)
         return index | dict(unet=["diffusers", "UNet2DConditionModel"]) if AUTHORS in (index.get("unet") or ()) else index
 
     def save_pretrained(self, folder, **kwargs):

@@ -383,28 +383,64 @@ def _sd1_folder(folder):
 # %% ../nbs/12_stable_diffusion.ipynb #d917d604
 SD1_WORDS = "openai/clip-vit-large-patch14"   # the tokenizer of SD 1.x on the Hub
 
-def _kind_of_file(path):
-    "Which family a single file is of, told by names of its weights."
+def _of_file(path):
+    "Names of a single file's weights, and which family they are of, told by the UNet: only SDXL reads a summary and sizes, and SD 1.x enters attention by convolutions."
     try:
-        with safe_open(path, "pt") as f: keys = set(f.keys())
+        with safe_open(path, "pt") as f:
+            keys = set(f.keys())
+            doors = [len(f.get_slice(k).get_shape()) for k in keys if k.startswith("model.diffusion_model.") and k.endswith("proj_in.weight")]
     except SafetensorError as e: raise ValueError(f"{path} is no whole safetensors file ({e})") from e
     if not any(k.startswith("model.diffusion_model.") for k in keys):
         raise ValueError(f"{path} is no whole checkpoint of Stable Diffusion: it has no UNet (is it a LoRA?)")
-    return "SDXL" if any(k.startswith("conditioner.") for k in keys) else "SD 2.x" if any(k.startswith("cond_stage_model.model.") for k in keys) else "SD 1.x"
+    if any(k.startswith(("model.diffusion_model.label_emb.", "conditioner.")) for k in keys): return keys, "SDXL"
+    return keys, "SD 2.x" if 2 in doors else "SD 1.x"
+
+# %% ../nbs/12_stable_diffusion.ipynb #c0af1e01
+_IN_FILE = {"vae": ("first_stage_model.",), "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."), "text_encoder_2": ("conditioner.embedders.1.",)}
+
+def _check_parts(path, keys, kind, given):
+    "Raises `ValueError` on a file that was saved without its VAE or text encoder, as many are."
+    for part, names in _IN_FILE.items():
+        if part in given or (part == "text_encoder_2" and kind != "SDXL") or any(k.startswith(names) for k in keys): continue
+        raise ValueError(f"{path} was saved without its {part}: take the file that has all parts, or hand it over, as in {part}=net")
+
+def _check_config(path, kind, config):
+    "Raises `ValueError` where a folder cannot belong to the file. Of a Hub name nothing is known yet."
+    if not (folder := Path(model_path(config))).is_dir(): return
+    index = DiffusionPipeline.load_config(folder)
+    if ("text_encoder_2" in index) != (kind == "SDXL"): raise ValueError(f"{path} is {kind} and {config} is not: give config= of the file's own kind")
+    for part in ("tokenizer", "tokenizer_2"):
+        if part in index and not (folder/part).is_dir(): raise ValueError(f"{config} holds no {part}: a single file has no words, its config folder must")
 
 # %% ../nbs/12_stable_diffusion.ipynb #dcede9d0
+def _read_file(cls, path, kind, config, **kwargs):
+    "diffusers' reading of a single file. Raises `ValueError` where file and configs do not fit each other, or weights are missing."
+    try: image = cls.from_single_file(str(path), config=str(config), **kwargs)
+    except OSError as e:
+        raise FileNotFoundError(f"config {config!r} is not on this machine, and the Hub does not answer: give config= a folder with the .json files and tokenizer "
+                                f"of a model of its kind, {kind}") from e
+    except Exception as e:
+        why = "weights are missing" if isinstance(e, NotImplementedError) else str(e).split(". If you want")[0]   # a network left on `meta` cannot move
+        raise ValueError(f"{path} is {kind}, and does not fit its configs: {why}") from e
+    nets = {k: net for k, net in image.components.items() if isinstance(net, nn.Module)}
+    if lost := [f"{k}.{n}" for k, net in nets.items() for n, w in net.named_parameters() if w.is_meta]:
+        raise ValueError(f"{path} is {kind}, and does not fit its configs: weights are missing, such as {lost[0]}")
+    return image
+
 def _single_file(path, config, tokenizer, frame_norm=None, frame_positions=False, **kwargs):
     "A checkpoint in the layout of the original code, with configs from a folder, or for SD 1.x from here."
-    kind = _kind_of_file(path)
+    keys, kind = _of_file(path)
     if config is None and kind != "SD 1.x":
         raise ValueError(f"{path} is {kind}: give config=, a folder or Hub name of its kind in diffusers' layout; .json files and tokenizer are enough")
+    _check_parts(path, keys, kind, kwargs)
     with tempfile.TemporaryDirectory() as made:
         if config is None:
             _sd1_folder(made)
             kwargs["tokenizer"] = CLIPTokenizer.from_pretrained(tokenizer or SD1_WORDS)
-        cls = StableDiffusionXLPipeline if kind == "SDXL" else StableDiffusionPipeline
+        else: _check_config(path, kind, config); config = model_path(config)
         local = dict(local_files_only=True) if config is None or Path(config).is_dir() else {}
-        image = cls.from_single_file(str(path), config=str(config or made), **local, **dict(safety_checker=None) if kind != "SDXL" else {}, **kwargs)
+        if kind != "SDXL": kwargs["safety_checker"] = None
+        image = _read_file(StableDiffusionXLPipeline if kind == "SDXL" else StableDiffusionPipeline, path, kind, config or made, **local, **kwargs)
     unet = inflate(image.unet, **dict(frame_norm=frame_norm) if frame_norm else {}, frame_positions=frame_positions)
     names = ("vae", "text_encoder", "tokenizer", "scheduler", "text_encoder_2", "tokenizer_2")
     return TuneAVideoPipeline(unet=unet, **{k: getattr(image, k) for k in names if getattr(image, k, None) is not None})
