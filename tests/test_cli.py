@@ -326,7 +326,7 @@ def test_the_page_says_how_it_was_made(page, tuned):
     for link in re.findall(r'href="([^"]+)"', text): assert (page.parent/link).stat().st_size > 500
     assert len(re.findall(r'href="edits/', text)) == 3
     typed = re.search(r"<pre>(.*?)</pre>", text, re.S)[1].splitlines()
-    assert len(typed) == 4 and typed[0].startswith("tune-a-video tune star.mp4 &#x27;a red star") and "--seed 0" in typed[0] and "--guidance 2.0 --steps 2" in typed[1]
+    assert len(typed) == 2 and typed[0].startswith("tune-a-video tune star.mp4 &#x27;a red star") and "--seed 0" in typed[0] and "--guidance 2 --steps 2" in typed[1] and NIGHT in typed[1]
 
 
 def test_the_page_in_a_browser(page, tmp_path):

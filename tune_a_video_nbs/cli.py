@@ -217,7 +217,7 @@ def score_rows(edits: list[dict]) -> list[dict]: # entries of `scores.json` -> r
 # %% ../nbs/21_cli.ipynb #c0ff0006
 _STYLE = """<style>.wide{overflow-x:auto}table{line-height:1.35}td,th{border-bottom:1px solid color-mix(in srgb,currentColor 18%,transparent);vertical-align:top}
 th{font-weight:600;font-size:.9em}.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.prompt{min-width:11rem}a{color:inherit}
-.note{font-size:.9em;max-width:62rem;opacity:.8}pre{padding:.8rem 1rem;border-radius:6px;overflow-x:auto;background:color-mix(in srgb,currentColor 8%,transparent)}
+.note{font-size:.9em;max-width:62rem;opacity:.8}pre{padding:.8rem 1rem;border-radius:6px;white-space:pre-wrap;overflow-wrap:anywhere;background:color-mix(in srgb,currentColor 8%,transparent)}
 summary{cursor:pointer}h1{line-height:1.2}@media(max-width:34rem){.tav-clips{display:grid!important;grid-template-columns:1fr 1fr}
 .tav-clips video{width:100%;height:auto}.tav-clips button{grid-column:1/-1}}</style>"""
 
@@ -231,14 +231,17 @@ def _table_html(rows, links=()):
     return f'<div class="wide" tabindex="0"><table>{line("th", map(html.escape, names))}{"".join(line("td", cells) for cells in body)}</table></div>'
 
 # %% ../nbs/21_cli.ipynb #c0ff0007
+def _command(*words, **options): return shlex.join(["tune-a-video", *words, *(_cell(o) for k, v in options.items() for o in (f"--{k}", v))])
+
 def _typed(about, edits):
-    "The commands that make a run again, as typed."
-    s, options = about["settings"], {k: about[k] for k in ("frames", "start", "stride", "size", "seed")}
-    options |= dict(model=about["model"], steps=s["tune_steps"], lr=s["lr"])
-    lines = [shlex.join(["tune-a-video", "tune", about["clip"], about["caption"], "--out", "again", *(str(o) for k, v in options.items() for o in (f"--{k}", v))])]
-    for e in edits:
-        s = e["settings"]; how = dict(guidance=s["guidance_scale"], steps=s["num_inference_steps"], strength=s["strength"], eta=s["eta"], seed=s["seed"])
-        lines.append(shlex.join(["tune-a-video", "edit", "again", e["prompt"], *(str(o) for k, v in how.items() for o in (f"--{k}", v))]))
+    "The commands that make a run again, as typed; edits with the same settings are one."
+    s, together = about["settings"], {}
+    lines = [_command("tune", about["clip"], about["caption"], "--out", "again", **{k: about[k] for k in ("frames", "start", "stride", "size", "seed", "model")},
+                      steps=s["tune_steps"], lr=s["lr"])]
+    for e in edits: together.setdefault(tuple(e["settings"].items()), []).append(e["prompt"])
+    for how, prompts in together.items():
+        how = {dict(guidance_scale="guidance", num_inference_steps="steps").get(k, k): v for k, v in how}
+        lines.append(_command("edit", "again", *prompts, **how))
     return "\n".join(lines)
 
 def write_page(run: str|Path) -> Path: # a folder with `run.json`, `frames/` and edits -> its `index.html`
