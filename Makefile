@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test notebooks export docs check-docs clean
+.PHONY: help demo test test-colab notebooks export docs check-docs clean
 
 help:  ## list what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,19 @@ demo: $(STAMP)  ## tune on the sample clip, edit it four ways, write demo/index.
 
 test: $(STAMP)  ## every notebook and every test
 	$(BIN)/pytest
+
+# Colab brings its own versions of the libraries, and a chapter there runs on those. COLAB_TORCH=2.11.0 where that is to be had without CUDA.
+COLAB_TORCH ?= 2.13.0
+COLAB_TESTS ?= tests/test_package.py tests/test_show.py tests/test_attention.py tests/test_inflate.py tests/test_tune.py tests/test_edit.py \
+  tests/test_stable_diffusion.py tests/test_evaluate.py tests/test_cli.py "tests/test_notebooks.py::test_runs_with_its_exercises_solved[00_show]"
+.venv-colab/.ready: settings.ini setup.py pyproject.toml constraints-colab.txt
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/pip install --quiet --disable-pip-version-check -c constraints-colab.txt torch==$(COLAB_TORCH)
+	.venv-colab/bin/pip install --quiet --disable-pip-version-check -c constraints-colab.txt -e '.[dev]'
+	@touch $@
+
+test-colab: .venv-colab/.ready  ## the tests that matter under Google Colab's versions of the libraries
+	.venv-colab/bin/pytest -k "not compiled" $(COLAB_TESTS)
 
 notebooks: $(STAMP)  ## run all chapters from the top and save their outputs
 	$(BIN)/python tests/run_notebooks.py nbs/*.ipynb
@@ -43,4 +56,4 @@ check-docs: $(STAMP)  ## what can be checked of the book without Quarto, in seco
 	$(BIN)/python tests/check_docs.py
 
 clean:  ## remove what can be made again
-	rm -rf .venv _docs _screenshots .quarto api web/figures.qmd build dist *.egg-info demo
+	rm -rf .venv .venv-colab _docs _screenshots .quarto api web/figures.qmd build dist *.egg-info demo

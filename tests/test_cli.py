@@ -205,3 +205,141 @@ def test_a_true_ctrl_c_or_kill_leaves_nothing(clip, tmp_path, kill, code):
     finally: p.kill()
     assert p.returncode == code and "Traceback" not in err, err
     assert everything(tmp_path) == []
+
+
+def test_version_tells_all_that_a_report_needs(call):
+    code, out, err = call("--version")
+    assert code == 0 and re.fullmatch(r"python \S+, tune_a_video_nbs \S+, torch \S+, diffusers \S+, transformers \S+\n", out) and not err
+
+
+COMMANDS = ("demo", "tune", "edit", "plan", "models", "draw", "train-miniature", "evaluate", "benchmark")
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_names_it(call, name):
+    code, out, _ = call(name, "--help")
+    assert code == 0 and re.search(rf"Examples?:\s+tune-a-video {name}\b", out)
+
+
+def test_all_commands_are_looked_at_and_exit_codes_are_told(call):
+    assert {c.name for c in app.registered_commands} == set(COMMANDS)
+    code, out, _ = call("--help")
+    for number in (0, 1, 2, 3, 130, 143): assert re.search(rf"\b{number}\b", " ".join(out.split()).split("Exit codes:")[1])
+
+
+def test_plan(call, tmp_path):
+    code, out, _ = call("plan", "sprites", "--frames", 8, "--size", 64, "--gpu", 15, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["precision"] == "float32" and set(told["jobs"]) == {"tune", "sample"} and told["jobs"]["tune"]["fits"]
+    code, out, _ = call("plan", "sprites", "--frames", 400, "--size", 256, "--gpu", 2, "--json")
+    tight = json.loads(out)["jobs"]["tune"]
+    assert code == 0 and not tight["fits"] and 0 < tight["frames_that_fit"] < 400 and tight["switches"] is None
+    code, out, _ = call("plan", "sprites", "--frames", 400, "--size", 256, "--gpu", 2)
+    assert code == 0 and f"{tight['frames_that_fit']} frames would fit" in out
+    for args, words in ((("sd3",), ["no model called 'sd3'"]), (("sprites", "--size", 60), ["multiples of 8"]), (("sprites", "--gpu", 0), ["must be positive"])):
+        code, out, err = call("plan", *args)
+        assert code == 1 and out == ""
+        one_line(err, *words)
+    assert everything(tmp_path) == []
+
+
+def test_draw_makes_a_clip_of_the_world(call, tmp_path):
+    from tune_a_video_nbs.sprites import draw_clip, psnr
+    from tune_a_video_nbs.video import read_clip
+    code, out, _ = call("draw", "my.mp4", RED, "--frames", 6)
+    assert code == 0 and f"tune-a-video tune my.mp4 '{RED}' --frames 6" in out
+    assert psnr(read_clip(tmp_path/"my.mp4", None), draw_clip(RED, 6)) > 30
+    for args, words in ((("my.mp4", RED), ["is there already"]), (("a.gif", RED), ["no .mp4"]), (("b.mp4", "a dragon"), ["cannot read 'a dragon'"])):
+        code, out, err = call("draw", *args)
+        assert code == 1
+        one_line(err, *words)
+    assert everything(tmp_path) == [str(tmp_path/"my.mp4")]
+
+
+def test_models_as_json(call):
+    told = json.loads(call("models", "--json")[1])
+    assert {"star", "bouncing"} <= set(told["sprites"]["words"]) and told["sprites"]["megabytes"] < 12
+
+
+def test_a_clip_of_another_world_is_told_before_the_wait(call, tmp_path):
+    "A ball on a lawn, 30 frames a second: what a stranger brings first."
+    import numpy as np
+    from tune_a_video_nbs.video import write_clip
+    y, x = np.mgrid[:90, :160]
+    ball = [np.where(((x - 20 - 3*t)**2 + (y - 45)**2 < 15**2)[..., None], (230, 120, 20), (58, 125, 58)).astype(np.uint8) for t in range(30)]
+    write_clip(tmp_path/"my.mp4", np.stack(ball), fps=30)
+    code, out, err = call("tune", "my.mp4", "an orange circle is sliding on the grass", "--frames", 4, *FAST)
+    said = [line for line in err.splitlines() if line.startswith("tune-a-video: warning: ")]
+    assert code == 0 and len(said) == 2, err
+    assert "4 frames are the first 0.1 of 1.0 seconds of my.mp4: --stride 7" in said[0] and "--model" in said[1] and "tune-a-video draw" in said[1]
+    code, out, err = call("tune", "my.mp4", "an orange circle is sliding on the grass", "--frames", 4, "--stride", 7, "--out", "again", *FAST)
+    assert code == 0 and err.count("warning") == 1                      # the step it proposed is a step that works
+    code, out, err = call("edit", "again", "a blue circle is sliding on the grass", *FAST)
+    assert code == 0 and json.loads((tmp_path/"again"/"scores.json").read_text())[0]["score"] is None and "path_error" not in out
+
+
+def test_a_stopped_tuning_goes_on_from_its_checkpoint(call, clip, tmp_path, monkeypatch):
+    from tune_a_video_nbs.edit import TuneAVideoPipeline
+    assert call("tune", clip, RED, "--frames", 4, "--steps", 4, "--out", "whole")[0] == 0
+    tune = TuneAVideoPipeline.tune
+    def stopped(self, *args, **kwargs):
+        def stop(step, *_):
+            if step == 2: raise KeyboardInterrupt
+        return tune(self, *args, callback=stop, every=2, **kwargs)
+    monkeypatch.setattr(TuneAVideoPipeline, "tune", stopped)
+    words = ("tune", clip, RED, "--frames", 4, "--steps", 4, "--out", "run", "--checkpoint", "run.ckpt")
+    code, _, err = call(*words)
+    assert code == 130 and (tmp_path/"run.ckpt").is_file() and not (tmp_path/"run").exists()
+    monkeypatch.setattr(TuneAVideoPipeline, "tune", tune)
+    assert call(*words)[0] == 0 and not (tmp_path/"run.ckpt").exists()
+    from safetensors.torch import load_file
+    one, other = (load_file(tmp_path/k/"tuned.safetensors") for k in ("whole", "run"))
+    assert all((one[k] - other[k]).abs().max() < 1e-5 for k in one)     # the bytes are equal on one thread: tests/test_tune.py
+    assert json.loads((tmp_path/"run"/"run.json").read_text())["settings"]["tune_steps"] == 4
+
+
+def test_a_model_that_the_hub_does_not_give(call, clip, tmp_path):
+    "HF_HUB_OFFLINE is set for all tests: what is said when the network is down."
+    code, out, err = call("tune", clip, RED, "--frames", 4, "--model", "owner/model")
+    assert code == 1 and everything(tmp_path) == []
+    one_line(err, "owner/model is not on this machine", "network")
+
+
+def test_imports_say_nothing():
+    "transformers announces to everyone without torchvision that it takes another class."
+    done = subprocess.run([sys.executable, "-c", "import tune_a_video_nbs.edit, tune_a_video_nbs.benchmark"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "torchvision" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def page(tuned, tmp_path_factory):
+    "The page of a run with three edits."
+    from tune_a_video_nbs.cli import run_edit
+    run = Path(shutil.copytree(tuned, tmp_path_factory.mktemp("page")/"star"))
+    run_edit(run, [BLUE, NIGHT, "a blue dragon <b>"], steps=2)
+    return run/"index.html"
+
+
+def test_the_page_says_how_it_was_made(page, tuned):
+    text, about = page.read_text(), json.loads((tuned/"run.json").read_text())
+    for name, number in about["versions"].items(): assert f"{name} {number}" in text
+    assert "seed 0" in text and "<details>" in text and "a blue dragon &lt;b&gt;" in text and "<b>" not in text
+    for link in re.findall(r'href="([^"]+)"', text): assert (page.parent/link).stat().st_size > 500
+    assert len(re.findall(r'href="edits/', text)) == 3
+    typed = re.search(r"<pre>(.*?)</pre>", text, re.S)[1].splitlines()
+    assert len(typed) == 2 and typed[0].startswith("tune-a-video tune star.mp4 &#x27;a red star") and "--seed 0" in typed[0] and "--guidance 2 --steps 2" in typed[1] and NIGHT in typed[1]
+
+
+def test_the_page_in_a_browser(page, tmp_path):
+    "From disk: it plays in step, asks for nothing, and no width makes it scroll sideways."
+    import browser
+    if not browser.find(): pytest.skip("no Chromium here")
+    b = browser.Browser(tmp_path)
+    try:
+        for width in (1280, 400):
+            b.size(width, 800); b.go(page.as_uri(), wait=.6)
+            assert b.errors == [] and all(r.startswith("file:") for r in b.requests.values())
+            assert b.js("document.documentElement.scrollWidth") <= width
+            assert b.js("[...document.querySelectorAll('video')].map(v => v.readyState > 1 && v.duration > 0)") == [True]*4
+            times = b.js("[...document.querySelectorAll('video')].map(v => v.currentTime)")
+            assert max(times) - min(times) < .13                        # a frame is .125 s
+    finally: b.close()

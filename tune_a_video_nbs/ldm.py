@@ -9,10 +9,12 @@ __all__ = ['bundled', 'model_path', 'as_ddim', 'quiet', 'load_image_model', 'kno
            'encode_text', 'guide']
 
 # %% ../nbs/04_ldm.ipynb #49c1fbad
-import re, warnings
+import logging, re, warnings
 from importlib.resources import files
 from pathlib import Path
 import torch
+# Without torchvision, transformers announces that it takes another class for pictures. Nothing here uses either.
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "requires torchvision" not in record.getMessage())
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
