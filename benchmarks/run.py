@@ -46,7 +46,7 @@ def write_model(folder, size):
 class Worker:
     "A process that holds one side, and is asked in turn over a pipe."
     def __init__(self, kind, python, checkout, folder, device, threads):
-        env = os.environ | dict(PYTHONPATH=str(Path(checkout).resolve()), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+        env = os.environ | dict(PYTHONPATH=str(Path(checkout).resolve()), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
         if device == "cpu": env["ACCELERATE_USE_CPU"] = "true"
         if threads: env["OMP_NUM_THREADS"] = str(threads)
         self.process = subprocess.Popen([python, str(HERE/"worker.py"), kind, str(folder), device, str(threads)], env=env, text=True,
@@ -64,12 +64,15 @@ class Worker:
 
     def close(self): self.process.stdin.close(); self.process.wait()
 
-def matmul_rate(n=2048, reps=3):
-    "The best of a few products of square matrices, in operations a second: what this machine attains now."
-    a, b, best = torch.randn(n, n), torch.randn(n, n), 1e9
+def matmul_rate(device, n=2048, reps=3):
+    "The best of a few products of square matrices, in operations a second: what this machine attains now. By the clock, and by processor time."
+    a, b, best = torch.randn(n, n, device=device), torch.randn(n, n, device=device), [1e9, 1e9]
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(reps):
-        began = time.perf_counter(); a @ b; best = min(best, time.perf_counter() - began)
-    return 2*n**3/best
+        wait(); began = time.perf_counter(), time.process_time()
+        a @ b; wait()
+        best = [min(t, clock() - since) for t, clock, since in zip(best, (time.perf_counter, time.process_time), began)]
+    return [2*n**3/t for t in best]
 
 def in_turn(sides, job, reps, rate):
     "One job on all sides: a first step that does not count, then `reps` rounds. Returns what each side said of each step, and the machine's rate in each round."
@@ -86,13 +89,15 @@ def summary(seen, rates):
     out = {}
     for name, steps in seen.items():
         counted = [s["seconds"] for s in steps[1:]]
-        facts = {k: v for k, v in steps[-1].items() if k not in ("seconds", "peak", "above")}
+        facts = {k: v for k, v in steps[-1].items() if k not in ("seconds", "cpu_seconds", "peak", "above")}
         out[name] = dict(seconds=statistics.median(counted), all_seconds=counted, first_seconds=steps[0]["seconds"],
-                         peak_bytes=max(s["peak"] for s in steps), bytes_above_start=max(s["above"] for s in steps), **facts)
+                         cpu_seconds=statistics.median(s["cpu_seconds"] for s in steps[1:]),
+                         peak_bytes=max(s["peak"] for s in steps[1:]), bytes_above_start=max(s["above"] for s in steps[1:]), **facts)
         if name != "ours":
-            own = [s["seconds"] for s in seen["ours"][1:]]
-            out[name]["times_ours"] = statistics.median(theirs/ours for theirs, ours in zip(counted, own))
-    return out | dict(matmul_rate=statistics.median(rates))
+            for key, ratio in (("seconds", "times_ours"), ("cpu_seconds", "cpu_times_ours")):
+                out[name][ratio] = statistics.median(theirs[key]/ours[key] for theirs, ours in zip(steps[1:], seen["ours"][1:]))
+    wall, cpu = (statistics.median(r) for r in zip(*rates))
+    return out | dict(matmul_rate=wall, cpu_matmul_rate=cpu)
 
 def flops(size, frames, side):
     "Multiplications and additions of one step of ours, counted on tensors without numbers."
@@ -133,15 +138,15 @@ def machine(args):
 
 def compare(args, folder, sides):
     how = {k: SIZES[args.size][k] for k in ("frames", "size")}
-    work, jobs = flops(args.size, **dict(frames=how["frames"], side=how["size"])), {}
+    work, jobs = flops(args.size, how["frames"], how["size"]), {}
     same = same_answer(sides, how, folder)
     for words in args.jobs:
-        seen, rates = in_turn(sides, JOBS[words] | how, args.reps or SIZES[args.size]["reps"], matmul_rate)
-        jobs[words] = summary(seen, rates)
-        jobs[words]["flops"] = work[JOBS[words]["job"]]
-        jobs[words]["share_of_matmul"] = jobs[words]["flops"]/jobs[words]["matmul_rate"]/jobs[words]["ours"]["seconds"]
-        print(f"{words}: " + ", ".join(f"{n} {jobs[words][n]['seconds']:.2f} s" + (f" ({jobs[words][n]['times_ours']:.2f} times ours)" if n != "ours" else "")
-                                       for n in sides) + f"; {jobs[words]['share_of_matmul']:.0%} of the matmul rate", flush=True)
+        seen, rates = in_turn(sides, JOBS[words] | how, args.reps or SIZES[args.size]["reps"], partial(matmul_rate, args.device))
+        job = jobs[words] = summary(seen, rates) | dict(flops=work[JOBS[words]["job"]])
+        job["share_of_matmul"] = job["flops"]/job["matmul_rate"]/job["ours"]["seconds"]
+        job["cpu_share_of_matmul"] = job["flops"]/job["cpu_matmul_rate"]/job["ours"]["cpu_seconds"]
+        said = [f"{n} {job[n]['seconds']:.2f} s" + (f" ({job[n]['times_ours']:.2f} times ours)" if n != "ours" else "") for n in sides]
+        print(f"{words}: {', '.join(said)}; {job['share_of_matmul']:.0%} of the matmul rate", file=sys.stderr, flush=True)
     return dict(kind="compare", **how, same_answer=same, jobs=jobs)
 
 GROWTH = dict(frames=(4, 8, 16, 24, 32), size=(16, 24, 32, 40, 48))
@@ -149,12 +154,12 @@ GROWTH = dict(frames=(4, 8, 16, 24, 32), size=(16, 24, 32, 40, 48))
 def growth(args, folder, sides):
     "Ours alone, at other lengths and sizes: rounds over all of them, medians of the rounds."
     base, seen = dict(frames=8, size=32), {}
-    for round_ in range(1 + (args.reps or 2)):      # the first does not count
+    for _ in range(args.reps or 2):                 # in each round each has one step that does not count, and one that does
         for what, values in GROWTH.items():
             for v in values:
                 for job in ("forward_backward", "forward"):
-                    step = sides["ours"].ask(dict(job=job) | base | {what: v}); sides["ours"].ask("enough")
-                    if round_: seen.setdefault((what, v, job), []).append(step)
+                    ours = sides["ours"]; ours.ask(dict(job=job) | base | {what: v}); step = ours.ask("again"); ours.ask("enough")
+                    seen.setdefault((what, v, job), []).append(step)
     rows = [dict(along=what, value=v, job=job, seconds=statistics.median(s["seconds"] for s in steps), bytes_above_start=max(s["above"] for s in steps))
             for (what, v, job), steps in seen.items()]
     return dict(kind="growth", **base, rows=rows)

@@ -2,7 +2,7 @@
 
 It reads one JSON line, a job, and then runs that job's own loop: after every step it writes a line and waits for the next one, so that two workers take turns.
 This file runs under both Pythons, so each side imports its own libraries late."""
-import ctypes, gc, json, os, sys, tempfile, time
+import ctypes, gc, json, logging, os, sys, tempfile, time, warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 import torch
@@ -23,7 +23,10 @@ class Clock:
         else:
             ctypes.CDLL(None).malloc_trim(0)                            # what was freed goes back to the system,
             if os.path.exists(CLEAR): Path(CLEAR).write_text("5")       # and the high-water mark to where the process stands
-        self.before, self.began = self._bytes("VmRSS"), time.perf_counter()
+        self.before, self.first = self._bytes("VmRSS"), True
+        self._go()
+
+    def _go(self): self.began, self.worked = time.perf_counter(), time.process_time()
 
     def _bytes(self, field):
         if self.cuda: return torch.cuda.memory_allocated() if field == "VmRSS" else torch.cuda.max_memory_allocated()
@@ -32,10 +35,12 @@ class Clock:
 
     def __call__(self, **facts):
         if self.cuda: torch.cuda.synchronize()
-        seconds, peak = time.perf_counter() - self.began, self._bytes("VmHWM")
-        self.tell(seconds=seconds, peak=peak, above=peak - self.before, **facts)
+        took = dict(seconds=time.perf_counter() - self.began, cpu_seconds=time.process_time() - self.worked)
+        peak = self._bytes("VmHWM")
+        self.tell(**took, peak=peak, above=peak - self.before, **facts)
         if sys.stdin.readline().strip() != '"again"': raise Enough
-        self.began = time.perf_counter()
+        self.start() if self.first else self._go()      # memory counts from the second step on: now all weights are loaded, all states made
+        self.first = False
 
     def tell(self, **facts): print(json.dumps(facts), file=self.replies, flush=True)
 
@@ -166,6 +171,7 @@ class Theirs(Side):
 
 def main(kind, folder, device, threads):
     replies, sys.stdout = sys.stdout, sys.stderr        # what libraries print is no reply
+    logging.disable(logging.WARNING); warnings.simplefilter("ignore")
     if threads: torch.set_num_threads(threads)
     if kind == "theirs": without_video_libraries()
     side, tick = {"ours": Ours, "theirs": Theirs}[kind](folder, device), Clock(device, replies)
