@@ -70,6 +70,15 @@ def test_uploads_of_both_ipywidgets():
     assert uploaded_file({}) is uploaded_file(()) is None
     assert uploaded_file((dict(name="../../etc/my.mp4", content=b""),))[0] == uploaded_file((dict(name="c:\\x\\my.mp4", content=b""),))[0] == "my.mp4"
 
+def test_an_upload_replaces_no_other_file(tmp_path):
+    "Two clips of one name: the program that read the first must still find it."
+    a, again, b = (studio.keep_file(tmp_path/"clips", "my.mp4", data) for data in (b"first", b"first", b"second"))
+    assert a == again and b.name == "my-2.mp4" and a.read_bytes() == b"first" and b.read_bytes() == b"second"
+
+def test_spaces_around_what_was_typed_do_not_count(tmp_path):
+    app = Studio(tmp_path); app.boxes["base"].value = " sprites "; app.boxes["steps"].value = " 3"
+    assert app.session.choices.base == "sprites" and app.session.choices.steps == "3"
+
 def test_refused_is_not_begun(session):
     before = learned(session)
     session.choices = Choices(**QUICK | dict(steps="-5"))
@@ -234,7 +243,7 @@ class TestBrowser:
         tab.until(f"{field('Clip')}.value.endsWith('mine.mp4')"); tab.fill(field("Side"), "")
         tab.fill(field("What it shows"), CAPTION)
         tab.until("!document.querySelector('.tav-note') && !!document.querySelector('.tav-strip')")
-        assert (tab.folder/"studio"/"mine.mp4").read_bytes() == (tab.folder/"mine.mp4").read_bytes()
+        assert (tab.folder/"studio"/"clips"/"mine.mp4").read_bytes() == (tab.folder/"mine.mp4").read_bytes()
         shot(tab, "3-uploaded")
 
     def test_stop_comes_through_and_keeps_what_was_learned(self, tab):
