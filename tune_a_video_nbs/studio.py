@@ -199,13 +199,13 @@ def _tune(self, c):
     n, every = check_number("steps", c.steps) or own["tune_steps"], check_number("every", c.every)
     glance = next((p for p in c.edits() if not complaint(_said, pipe.tokenizer, p)), c.caption)
     def watch(step, loss, weights):
-        self.losses.append(loss); self.tell("loss"); self.say(f"Learning the clip: step {step + 1} of {n}", (step + 1)/n)
-        if (step + 1) % every == 0: self.preview = step + 1, glance, self.draw(glance, self.invert(GLANCE), GLANCE); self.tell("preview")
+        self.losses.append(loss); self.changed("loss"); self.say(f"Learning the clip: step {step + 1} of {n}", (step + 1)/n)
+        if (step + 1) % every == 0: self.preview = step + 1, glance, self.draw(glance, self.invert(GLANCE), GLANCE); self.changed("preview")
         if self.stopping.is_set(): raise StopTuning
     how = dict(lr=check_number("lr", c.lr) or own["lr"], seed=check_number("seed", c.seed))
     pipe.tune(clip, c.caption, steps=n, lr=how["lr"], generator=torch.Generator().manual_seed(how["seed"]), callback=watch)
     self.choice, self.tuned = c, asdict(c) | how | self.where | dict(steps=len(self.losses), size=clip.shape[1])
-    pipe.save_tuned(self.folder/"tuned.safetensors"); self.tell("tuned")
+    pipe.save_tuned(self.folder/"tuned.safetensors"); self.changed("tuned")
     return f"Learned {n} steps." if len(self.losses) == n else f"Stopped after {len(self.losses)} of {n} steps. What was learned is kept: go on with Edit."
 
 # %% ../nbs/20_studio.ipynb #20a0002b
@@ -220,7 +220,7 @@ def _edit(self, c):
     own, prompts = self.pipe.settings, c.edits()
     n, guidance = check_number("draws", c.draws) or own["num_inference_steps"], check_number("guidance", c.guidance)
     how = dict(draws=n, guidance=own["guidance_scale"] if guidance is None else guidance)
-    self.edits, self.edited = [], None; self.tell("edits")
+    self.edits, self.edited = [], None; self.changed("edits")
     total = n*(len(prompts) + 1)
     if n not in self.noise: self.say("Inverting the clip"); self.noise[n] = self.invert(n, 0, total)
     for i, p in enumerate(prompts, 1):
@@ -228,7 +228,7 @@ def _edit(self, c):
         frames = self.draw(p, self.noise[n], n, how["guidance"], n*i, total)
         file = write_clip(self.folder/f"edit-{i:02}.mp4", frames)
         self.edits.append(dict(prompt=p, clip=frames, file=file, score=score_words(self.pipe, frames, p, self.clip, c.caption, self.judge)))
-        self.edited = how | dict(prompts=[e["prompt"] for e in self.edits]); self.tell("edits")
+        self.edited = how | dict(prompts=[e["prompt"] for e in self.edits]); self.changed("edits")
     return f"Drew {len(prompts)}."
 
 # %% ../nbs/20_studio.ipynb #20a0002d
@@ -236,8 +236,8 @@ def _press(self, job: str) -> threading.Thread|None: # "tune" or "edit"; no thre
     "Do it in a thread, so that who pressed is free to press Stop."
     if not self.lock.acquire(blocking=False): return None
     self.stopping.clear()
-    self.busy, self.job, self.problems = True, job, {}
-    self.tell("problems"); self.say("Looking at what was typed", 0.)
+    self.busy, self.job = True, job
+    self.complain(list(self.problems), {}); self.say("Looking at what was typed", 0.)
     thread = threading.Thread(target=self._work, args=(job, self.choices), daemon=True); thread.start()
     return thread
 
@@ -245,7 +245,7 @@ def _work(self, job, c):
     "What the thread does. An error would die with it: it becomes the status instead."
     try:
         try: status = getattr(self, job)(c)
-        except Refused as e: self.problems, status = e.problems, "Not begun: something typed cannot be used, see the red lines."; self.tell("problems")
+        except Refused as e: status = "Not begun: something typed cannot be used, see the red lines."; self.complain((), e.problems)
         except StopTuning: status = f"Stopped; {len(self.edits)} drawn." if job == "edit" else "Stopped before there was anything to keep."
         except Exception as e: status = f"That went wrong: {type(e).__name__}: {e}"
         self.busy = False; self.say(status)
@@ -268,8 +268,8 @@ def _see(self, side=96):
             try: clip = read_choice(c, side)
             except Refused as e: found = e.problems
         if any(getattr(c, k) != getattr(self.choices, k) for k in READ_FROM): return
-        self.seen, self.problems = clip, {k: v for k, v in self.problems.items() if k not in READ_FROM} | found
-        self.tell("clip"); self.tell("problems")
+        self.seen = clip
+        self.changed("clip"); self.complain(READ_FROM, found)
     threading.Thread(target=work, daemon=True).start()
 
 # %% ../nbs/20_studio.ipynb #20a00031
@@ -281,7 +281,7 @@ class Session:
                  tell=lambda part: None, # called with "problems", "status", "clip", "loss", "preview", "tuned" or "edits"
                  judge="openai/clip-vit-base-patch32"): # the CLIP that scores edits by other bases than the miniature
         self.folder, self.tell, self.judge, self.choices = Path(folder), tell, judge, Choices()
-        self.lock, self.stopping, self.busy = threading.Lock(), threading.Event(), False
+        self.lock, self.talking, self.stopping, self.busy = threading.Lock(), threading.RLock(), threading.Event(), False
         self.job, self.status, self.done, self.problems = "tune", "", 0., {}
         self.pipe = self.base = self.seen = None
         self.clear(None)
@@ -289,11 +289,20 @@ class Session:
     def clear(self, clip):
         "Forget what was learned and drawn."
         self.clip, self.tuned, self.edited, self.preview, self.losses, self.edits, self.noise = clip, None, None, None, [], [], {}
-        for part in ("loss", "preview", "tuned", "edits"): self.tell(part)
+        for part in ("loss", "preview", "tuned", "edits"): self.changed(part)
+
+    def changed(self, part):
+        "One thread at a time, and each tells what is so by then: or an old word could be written over a new one."
+        with self.talking: self.tell(part)
+
+    def complain(self, fields, found: dict):
+        "Take back what was said about `fields`; say what was `found`."
+        with self.talking: self.problems = {k: v for k, v in self.problems.items() if k not in fields} | found
+        self.changed("problems")
 
     def say(self, status, done=None):
         self.status, self.done = status, self.done if done is None else done
-        self.tell("status")
+        self.changed("status")
 
     def stop(self):
         "What is at work ends after its step, and keeps what it has."
@@ -311,20 +320,29 @@ def in_widget(page: str) -> str: # as `clips_html` gives
     return f'{body}<img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" onload="{html.escape(script)}">'
 
 # %% ../nbs/20_studio.ipynb #20a00041
-def strip_html(clip) -> str: # uint8 (f, h, w, 3)
-    "Its frames in a row, as one picture."
-    return f'<img class="tav-strip" alt="{len(clip)} frames" src="{_data_uri(_row(clip))}"><div class="tav-dim">the {len(clip)} frames it will learn</div>'
+def strip_html(clip,          # uint8 (f, h, w, 3)
+               most: int = 12, # frames to show
+              ) -> str:
+    "Its frames in a row, as one picture; of a long clip every so many."
+    shown = clip[::math.ceil(len(clip)/most)]
+    say = f"{'the' if len(shown) == len(clip) else f'{len(shown)} of the'} {len(clip)} frames it will learn"
+    return f'<img class="tav-strip" alt="{say}" src="{_data_uri(_row(shown))}"><div class="tav-dim">{say}</div>'
 
-def loss_html(losses: list, window: int = 20) -> str:
-    "Each step's loss as a dot, their running mean as a line, on a log scale: the loss of one step depends on the noise level it drew."
+def loss_html(losses: list,
+              window: int = 20, # steps of the running mean
+              most: int = 200,  # dots to draw; more would be a smear, sent again at every step
+             ) -> str:
+    "Each step's loss as a dot, their running mean as a line, on a log scale."
     if len(losses) < 2: return ""
-    logs = np.log10(np.maximum(losses, 1e-9)); lo, hi = logs.min(), max(logs.max(), logs.min() + .1)
-    xy = lambda v: [f"{10 + 380*i/(len(v) - 1):.1f},{10 + 130*(hi - y)/(hi - lo):.1f}" for i, y in enumerate(v)]
-    mean = [np.log10(np.mean(losses[max(0, i + 1 - window):i + 1])) for i in range(len(losses))]
-    dots = "".join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2"/>' for p in xy(logs))
+    at = np.linspace(0, len(losses) - 1, min(len(losses), most)).astype(int)
+    mean = np.log10([np.mean(losses[max(0, i + 1 - window):i + 1]) for i in at])
+    logs = np.log10(np.maximum(losses, 1e-9))[at]; lo, hi = logs.min(), max(logs.max(), logs.min() + .1)
+    xy = lambda ys: [(10 + 380*i/(len(ys) - 1), 10 + 130*(hi - y)/(hi - lo)) for i, y in enumerate(ys)]
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2"/>' for x, y in xy(logs))
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in xy(mean))
     say = f"loss of {len(losses)} steps; mean of the last {min(window, len(losses))}: {10**mean[-1]:.3f}"
     return (f'<svg viewBox="0 0 400 150" class="tav-loss" role="img" aria-label="{say}"><g fill="{PALETTE[6]}" opacity=".4">{dots}</g>'
-            f'<polyline points="{" ".join(xy(mean))}" fill="none" stroke="{PALETTE[0]}" stroke-width="2"/></svg><div class="tav-dim">{say}</div>')
+            f'<polyline points="{line}" fill="none" stroke="{PALETTE[0]}" stroke-width="2"/></svg><div class="tav-dim">{say}</div>')
 
 # %% ../nbs/20_studio.ipynb #20a00044
 def link_html(path: Path, words: str, most: int = 2**24) -> str: # bytes that a link may carry
@@ -347,7 +365,7 @@ _CSS = """<style>
 .tav-studio .widget-label{width:auto;flex:none;text-align:left;font-size:12px;opacity:.75;height:20px;line-height:20px}
 .tav-studio input[type=text],.tav-studio textarea{width:100%!important;box-sizing:border-box;flex:none}.tav-studio .widget-text,.tav-studio .widget-textarea{align-items:stretch}
 .tav-studio .widget-html-content{line-height:1.5}.tav-studio a{color:var(--jp-content-link-color,#0072b2);text-decoration:underline}
-.tav-bad input,.tav-bad textarea{border:2px solid #c62828!important}.tav-note{color:#c62828;font-size:13px}
+.tav-bad input,.tav-bad textarea{border:2px solid var(--jp-error-color1,#c62828)!important}.tav-note{color:var(--jp-error-color1,#c62828);font-size:13px}
 .tav-dim{opacity:.75;font-size:12px}.tav-strip{display:block;max-width:100%;max-height:96px;border-radius:6px;margin-top:8px}
 .tav-loss{width:320px;border-bottom:1px solid #8885}.tav-table td,.tav-table th{padding:2px 16px 2px 0;text-align:left;font-size:13px}
 .tav-studio pre{background:#8882;border-radius:8px;padding:12px;overflow:auto;font:12px/1.5 monospace}</style>"""
@@ -390,10 +408,10 @@ def _show_problems(app):
 
 def _show_status(app):
     s = app.session
+    for box in (*app.boxes.values(), app.upload): box.disabled = s.busy      # before the words that say it is over
     for job, (go, stop, bar, text) in app.bars.items():
         go.disabled, stop.disabled = s.busy, not (s.busy and s.job == job)
         if s.job == job: bar.value, text.value = s.done, html.escape(s.status)
-    for box in (*app.boxes.values(), app.upload): box.disabled = s.busy
 
 def _show_clip(app): app.strip.value = "" if app.session.seen is None else strip_html(app.session.seen)
 def _show_loss(app): app.loss.value = loss_html(app.session.losses)
@@ -443,7 +461,7 @@ class Studio(W.VBox):
     def _typed(self, change):
         s, name = self.session, next(k for k, box in self.boxes.items() if box is change["owner"])
         s.choices = Choices(**{k: box.value.strip() for k, box in self.boxes.items()})
-        s.problems = {k: v for k, v in s.problems.items() if k != name}; s.tell("problems")
+        s.complain((name,), {})
         if name in READ_FROM: s.see()
 
     def _uploaded(self, change):
