@@ -6,8 +6,8 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/studio.html.md"""
 
 # %% auto #0
 __all__ = ['SAMPLE', 'RULES', 'OPTIONAL', 'READ_FROM', 'GLANCE', 'LEARNED_FROM', 'FIELDS', 'Choices', 'check_number', 'complaint',
-           'model_side', 'find_problems', 'Refused', 'read_choice', 'uploaded_file', 'score_words', 'code_text',
-           'Session', 'in_widget', 'strip_html', 'loss_html', 'link_html', 'table_html', 'Studio']
+           'model_side', 'find_problems', 'Refused', 'read_choice', 'uploaded_file', 'keep_file', 'score_words',
+           'code_text', 'Session', 'in_widget', 'strip_html', 'loss_html', 'link_html', 'table_html', 'Studio']
 
 # %% ../nbs/20_studio.ipynb #20a00002
 import base64, html, math, re, threading, warnings
@@ -92,7 +92,7 @@ def find_problems(c: Choices,
     "All that is wrong with what a job would use, found without beginning it."
     tuning, tokenizer = job == "tune", pipe and pipe.tokenizer
     found = [(k, complaint(check_number, k, getattr(c, k))) for k in RULES if (k in ("draws", "guidance")) != tuning]
-    if tuning: found += [("caption", complaint(_said, tokenizer, c.caption.strip())), ("base", complaint(model_path, c.base.strip()))]
+    if tuning: found += [("caption", complaint(_said, tokenizer, c.caption.strip())), ("base", complaint(model_path, c.base))]
     else: found += [("prompts", complaint(_said, tokenizer, p)) for p in c.edits() or [""]]
     if tuning and pipe: found += [("size", complaint(model_side, pipe, c.size))]
     return {k: v for k, v in found[::-1] if v}   # of several about one field, the first
@@ -118,7 +118,13 @@ def uploaded_file(value) -> tuple|None: # `FileUpload.value`: a dict in ipywidge
     found = [(k, v["content"]) for k, v in value.items()] if isinstance(value, dict) else [(v["name"], v["content"]) for v in value]
     return (re.split(r"[/\\]", found[-1][0])[-1], bytes(found[-1][1])) if found else None
 
-# %% ../nbs/20_studio.ipynb #20a00020
+def keep_file(folder: Path, name: str, data: bytes) -> Path:
+    "Under its name, with a number if another file has that already: the program that read the other must still find it."
+    path, n = folder/name, 1
+    while path.exists() and path.read_bytes() != data: n += 1; path = folder/f"{Path(name).stem}-{n}{Path(name).suffix}"
+    return path if path.exists() else save_atomic(lambda part: part.write_bytes(data), path)
+
+# %% ../nbs/20_studio.ipynb #20a00021
 def score_words(pipe, edit, prompt: str, clip, caption: str,
                 judge: str, # the CLIP for other bases than the miniature
                ) -> dict:   # what is measured -> its value, as text
@@ -131,7 +137,7 @@ def score_words(pipe, edit, prompt: str, clip, caption: str,
     try: return {"CLIP: text": f"{text_alignment(edit, prompt, judge):.1f}", "CLIP: frames alike": f"{frame_consistency(edit, judge):.3f}"}
     except (OSError, ValueError) as e: return {"CLIP": str(e)}
 
-# %% ../nbs/20_studio.ipynb #20a00024
+# %% ../nbs/20_studio.ipynb #20a00025
 _TUNE = """import torch
 from tune_a_video_nbs.edit import TuneAVideoPipeline
 from tune_a_video_nbs.studio import SAMPLE
@@ -160,13 +166,13 @@ def code_text(tuned: dict,         # as `Session.tuned`
     if not sample: text = text.replace("from tune_a_video_nbs.studio import SAMPLE\n", "")
     return text + (_EDIT.format(**edited | dict(prompts=",\n           ".join(map(repr, edited["prompts"])))) if edited else "")
 
-# %% ../nbs/20_studio.ipynb #20a00026
+# %% ../nbs/20_studio.ipynb #20a00027
 def _load(self, c):
     "The base, if it is another than last time; and a copy of what will learn, to begin from again."
     if self.base == c.base: return
     self.pipe, self.base, self.tuned = None, None, None
     self.say(f"Loading {c.base}"); quiet()
-    try: pipe = TuneAVideoPipeline.from_pretrained(c.base.strip())
+    try: pipe = TuneAVideoPipeline.from_pretrained(c.base)
     except (OSError, ValueError) as e: raise Refused(dict(base=str(e).strip().splitlines()[0])) from e
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" and c.base not in bundled() else torch.float32
@@ -180,7 +186,7 @@ def _check(self, c, job):
     if found: raise Refused(found)
     if self.stopping.is_set(): raise StopTuning
 
-# %% ../nbs/20_studio.ipynb #20a00028
+# %% ../nbs/20_studio.ipynb #20a00029
 GLANCE = 8   # steps of inversion, and of sampling, for a glance
 
 def _tune(self, c):
@@ -193,16 +199,16 @@ def _tune(self, c):
     n, every = check_number("steps", c.steps) or own["tune_steps"], check_number("every", c.every)
     glance = next((p for p in c.edits() if not complaint(_said, pipe.tokenizer, p)), c.caption)
     def watch(step, loss, weights):
-        self.losses.append(loss); self.tell("loss"); self.say(f"Learning the clip: step {step + 1} of {n}", (step + 1)/n)
-        if (step + 1) % every == 0: self.preview = step + 1, glance, self.draw(glance, self.invert(GLANCE), GLANCE); self.tell("preview")
+        self.losses.append(loss); self.changed("loss"); self.say(f"Learning the clip: step {step + 1} of {n}", (step + 1)/n)
+        if (step + 1) % every == 0: self.preview = step + 1, glance, self.draw(glance, self.invert(GLANCE), GLANCE); self.changed("preview")
         if self.stopping.is_set(): raise StopTuning
     how = dict(lr=check_number("lr", c.lr) or own["lr"], seed=check_number("seed", c.seed))
     pipe.tune(clip, c.caption, steps=n, lr=how["lr"], generator=torch.Generator().manual_seed(how["seed"]), callback=watch)
     self.choice, self.tuned = c, asdict(c) | how | self.where | dict(steps=len(self.losses), size=clip.shape[1])
-    pipe.save_tuned(self.folder/"tuned.safetensors"); self.tell("tuned")
+    pipe.save_tuned(self.folder/"tuned.safetensors"); self.changed("tuned")
     return f"Learned {n} steps." if len(self.losses) == n else f"Stopped after {len(self.losses)} of {n} steps. What was learned is kept: go on with Edit."
 
-# %% ../nbs/20_studio.ipynb #20a0002a
+# %% ../nbs/20_studio.ipynb #20a0002b
 LEARNED_FROM = ("clip", "caption", "base", "frames", "start", "stride", "size")   # what an edit shares with its tuning
 
 def _edit(self, c):
@@ -214,7 +220,7 @@ def _edit(self, c):
     own, prompts = self.pipe.settings, c.edits()
     n, guidance = check_number("draws", c.draws) or own["num_inference_steps"], check_number("guidance", c.guidance)
     how = dict(draws=n, guidance=own["guidance_scale"] if guidance is None else guidance)
-    self.edits, self.edited = [], None; self.tell("edits")
+    self.edits, self.edited = [], None; self.changed("edits")
     total = n*(len(prompts) + 1)
     if n not in self.noise: self.say("Inverting the clip"); self.noise[n] = self.invert(n, 0, total)
     for i, p in enumerate(prompts, 1):
@@ -222,27 +228,28 @@ def _edit(self, c):
         frames = self.draw(p, self.noise[n], n, how["guidance"], n*i, total)
         file = write_clip(self.folder/f"edit-{i:02}.mp4", frames)
         self.edits.append(dict(prompt=p, clip=frames, file=file, score=score_words(self.pipe, frames, p, self.clip, c.caption, self.judge)))
-        self.edited = how | dict(prompts=[e["prompt"] for e in self.edits]); self.tell("edits")
+        self.edited = how | dict(prompts=[e["prompt"] for e in self.edits]); self.changed("edits")
     return f"Drew {len(prompts)}."
 
-# %% ../nbs/20_studio.ipynb #20a0002c
+# %% ../nbs/20_studio.ipynb #20a0002d
 def _press(self, job: str) -> threading.Thread|None: # "tune" or "edit"; no thread if one is at work
     "Do it in a thread, so that who pressed is free to press Stop."
     if not self.lock.acquire(blocking=False): return None
     self.stopping.clear()
-    self.busy, self.job, self.problems = True, job, {}
-    self.tell("problems"); self.say("Looking at what was typed", 0.)
+    self.busy, self.job = True, job
+    self.complain(list(self.problems), {}); self.say("Looking at what was typed", 0.)
     thread = threading.Thread(target=self._work, args=(job, self.choices), daemon=True); thread.start()
     return thread
 
 def _work(self, job, c):
     "What the thread does. An error would die with it: it becomes the status instead."
-    try: status = getattr(self, job)(c)
-    except Refused as e: self.problems, status = e.problems, "Not begun: something typed cannot be used, see the red lines."; self.tell("problems")
-    except StopTuning: status = f"Stopped; {len(self.edits)} drawn." if job == "edit" else "Stopped before there was anything to keep."
-    except Exception as e: status = f"That went wrong: {type(e).__name__}: {e}"
+    try:
+        try: status = getattr(self, job)(c)
+        except Refused as e: status = "Not begun: something typed cannot be used, see the red lines."; self.complain((), e.problems)
+        except StopTuning: status = f"Stopped; {len(self.edits)} drawn." if job == "edit" else "Stopped before there was anything to keep."
+        except Exception as e: status = f"That went wrong: {type(e).__name__}: {e}"
+        self.busy = False; self.say(status)
     finally: self.busy = False; self.lock.release()
-    self.say(status)
 
 def _tick(self, at, total):
     "What the pipeline calls after each step: counts, and ends it when asked to."
@@ -251,7 +258,7 @@ def _tick(self, at, total):
         if total: self.say(self.status, (at + i + 1)/total)
     return callback
 
-# %% ../nbs/20_studio.ipynb #20a0002e
+# %% ../nbs/20_studio.ipynb #20a0002f
 def _see(self, side=96):
     "Read what is chosen, small, in a thread of its own; if other pixels are wanted meanwhile, that reading counts no more."
     c = self.choices
@@ -261,11 +268,11 @@ def _see(self, side=96):
             try: clip = read_choice(c, side)
             except Refused as e: found = e.problems
         if any(getattr(c, k) != getattr(self.choices, k) for k in READ_FROM): return
-        self.seen, self.problems = clip, {k: v for k, v in self.problems.items() if k not in READ_FROM} | found
-        self.tell("clip"); self.tell("problems")
+        self.seen = clip
+        self.changed("clip"); self.complain(READ_FROM, found)
     threading.Thread(target=work, daemon=True).start()
 
-# %% ../nbs/20_studio.ipynb #20a00030
+# %% ../nbs/20_studio.ipynb #20a00031
 class Session:
     "The method without a screen: what was chosen, what is going on, what came of it. `tell` hears which part changed."
     tune, edit, press, see, _work, _tick = _tune, _edit, _press, _see, _work, _tick
@@ -274,7 +281,7 @@ class Session:
                  tell=lambda part: None, # called with "problems", "status", "clip", "loss", "preview", "tuned" or "edits"
                  judge="openai/clip-vit-base-patch32"): # the CLIP that scores edits by other bases than the miniature
         self.folder, self.tell, self.judge, self.choices = Path(folder), tell, judge, Choices()
-        self.lock, self.stopping, self.busy = threading.Lock(), threading.Event(), False
+        self.lock, self.talking, self.stopping, self.busy = threading.Lock(), threading.RLock(), threading.Event(), False
         self.job, self.status, self.done, self.problems = "tune", "", 0., {}
         self.pipe = self.base = self.seen = None
         self.clear(None)
@@ -282,11 +289,20 @@ class Session:
     def clear(self, clip):
         "Forget what was learned and drawn."
         self.clip, self.tuned, self.edited, self.preview, self.losses, self.edits, self.noise = clip, None, None, None, [], [], {}
-        for part in ("loss", "preview", "tuned", "edits"): self.tell(part)
+        for part in ("loss", "preview", "tuned", "edits"): self.changed(part)
+
+    def changed(self, part):
+        "One thread at a time, and each tells what is so by then: or an old word could be written over a new one."
+        with self.talking: self.tell(part)
+
+    def complain(self, fields, found: dict):
+        "Take back what was said about `fields`; say what was `found`."
+        with self.talking: self.problems = {k: v for k, v in self.problems.items() if k not in fields} | found
+        self.changed("problems")
 
     def say(self, status, done=None):
         self.status, self.done = status, self.done if done is None else done
-        self.tell("status")
+        self.changed("status")
 
     def stop(self):
         "What is at work ends after its step, and keeps what it has."
@@ -297,29 +313,38 @@ class Session:
     def draw(self, prompt, noise, n, guidance=None, at=0, total=0):
         return self.pipe(prompt, latents=noise, num_inference_steps=n, guidance_scale=guidance, callback_on_step_end=self._tick(at, total)).frames[0]
 
-# %% ../nbs/20_studio.ipynb #20a0003d
+# %% ../nbs/20_studio.ipynb #20a0003e
 def in_widget(page: str) -> str: # as `clips_html` gives
     "An HTML widget runs no `<script>`: a picture of one pixel runs it instead, once it has loaded."
     body, script = page.removesuffix("</script>").split("<script>")
     return f'{body}<img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=" onload="{html.escape(script)}">'
 
-# %% ../nbs/20_studio.ipynb #20a00040
-def strip_html(clip) -> str: # uint8 (f, h, w, 3)
-    "Its frames in a row, as one picture."
-    return f'<img class="tav-strip" alt="{len(clip)} frames" src="{_data_uri(_row(clip))}"><div class="tav-dim">the {len(clip)} frames it will learn</div>'
+# %% ../nbs/20_studio.ipynb #20a00041
+def strip_html(clip,          # uint8 (f, h, w, 3)
+               most: int = 12, # frames to show
+              ) -> str:
+    "Its frames in a row, as one picture; of a long clip every so many."
+    shown = clip[::math.ceil(len(clip)/most)]
+    say = f"{'the' if len(shown) == len(clip) else f'{len(shown)} of the'} {len(clip)} frames it will learn"
+    return f'<img class="tav-strip" alt="{say}" src="{_data_uri(_row(shown))}"><div class="tav-dim">{say}</div>'
 
-def loss_html(losses: list, window: int = 20) -> str:
-    "Each step's loss as a dot, their running mean as a line, on a log scale: the loss of one step depends on the noise level it drew."
+def loss_html(losses: list,
+              window: int = 20, # steps of the running mean
+              most: int = 200,  # dots to draw; more would be a smear, sent again at every step
+             ) -> str:
+    "Each step's loss as a dot, their running mean as a line, on a log scale."
     if len(losses) < 2: return ""
-    logs = np.log10(np.maximum(losses, 1e-9)); lo, hi = logs.min(), max(logs.max(), logs.min() + .1)
-    xy = lambda v: [f"{10 + 380*i/(len(v) - 1):.1f},{10 + 130*(hi - y)/(hi - lo):.1f}" for i, y in enumerate(v)]
-    mean = [np.log10(np.mean(losses[max(0, i + 1 - window):i + 1])) for i in range(len(losses))]
-    dots = "".join(f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2"/>' for p in xy(logs))
+    at = np.linspace(0, len(losses) - 1, min(len(losses), most)).astype(int)
+    mean = np.log10([np.mean(losses[max(0, i + 1 - window):i + 1]) for i in at])
+    logs = np.log10(np.maximum(losses, 1e-9))[at]; lo, hi = logs.min(), max(logs.max(), logs.min() + .1)
+    xy = lambda ys: [(10 + 380*i/(len(ys) - 1), 10 + 130*(hi - y)/(hi - lo)) for i, y in enumerate(ys)]
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2"/>' for x, y in xy(logs))
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in xy(mean))
     say = f"loss of {len(losses)} steps; mean of the last {min(window, len(losses))}: {10**mean[-1]:.3f}"
     return (f'<svg viewBox="0 0 400 150" class="tav-loss" role="img" aria-label="{say}"><g fill="{PALETTE[6]}" opacity=".4">{dots}</g>'
-            f'<polyline points="{" ".join(xy(mean))}" fill="none" stroke="{PALETTE[0]}" stroke-width="2"/></svg><div class="tav-dim">{say}</div>')
+            f'<polyline points="{line}" fill="none" stroke="{PALETTE[0]}" stroke-width="2"/></svg><div class="tav-dim">{say}</div>')
 
-# %% ../nbs/20_studio.ipynb #20a00043
+# %% ../nbs/20_studio.ipynb #20a00044
 def link_html(path: Path, words: str, most: int = 2**24) -> str: # bytes that a link may carry
     "A download that needs no server: the file itself is in the link. A large one is only named."
     if path.stat().st_size > most: return f"{html.escape(words)}: <code>{html.escape(str(path))}</code>"
@@ -333,14 +358,14 @@ def table_html(edits: list[dict]) -> str:
     rows = [[*(html.escape(str(v)) for v in (e["prompt"], *(e["score"].get(n, "") for n in names))), link_html(e["file"], "mp4")] for e in edits]
     return f'<table class="tav-table">{line("th", ["edit", *map(html.escape, names), ""])}{"".join(line("td", r) for r in rows)}</table>'
 
-# %% ../nbs/20_studio.ipynb #20a00046
+# %% ../nbs/20_studio.ipynb #20a00047
 _CSS = """<style>
 .tav-studio{max-width:900px}.tav-card{border:1px solid #8885;border-radius:10px;padding:16px 20px;margin:0 0 16px}
 .tav-card h3{font:600 17px/1.3 system-ui,sans-serif;margin:0 0 4px}.tav-card h3 span{color:#0072b2;padding-right:10px}
 .tav-studio .widget-label{width:auto;flex:none;text-align:left;font-size:12px;opacity:.75;height:20px;line-height:20px}
 .tav-studio input[type=text],.tav-studio textarea{width:100%!important;box-sizing:border-box;flex:none}.tav-studio .widget-text,.tav-studio .widget-textarea{align-items:stretch}
 .tav-studio .widget-html-content{line-height:1.5}.tav-studio a{color:var(--jp-content-link-color,#0072b2);text-decoration:underline}
-.tav-bad input,.tav-bad textarea{border:2px solid #c62828!important}.tav-note{color:#c62828;font-size:13px}
+.tav-bad input,.tav-bad textarea{border:2px solid var(--jp-error-color1,#c62828)!important}.tav-note{color:var(--jp-error-color1,#c62828);font-size:13px}
 .tav-dim{opacity:.75;font-size:12px}.tav-strip{display:block;max-width:100%;max-height:96px;border-radius:6px;margin-top:8px}
 .tav-loss{width:320px;border-bottom:1px solid #8885}.tav-table td,.tav-table th{padding:2px 16px 2px 0;text-align:left;font-size:13px}
 .tav-studio pre{background:#8882;border-radius:8px;padding:12px;overflow:auto;font:12px/1.5 monospace}</style>"""
@@ -349,7 +374,7 @@ FIELDS = dict(clip=("Clip: sample, a file, or a folder of pictures", "600px"), c
               steps=("Steps", "110px"), lr=("Learning rate", "110px"), seed=("Seed", "110px"), every=("Preview every", "110px"),
               prompts=("Edits, one a line", "100%"), draws=("Steps", "110px"), guidance=("Guidance", "110px"))   # label, width
 
-# %% ../nbs/20_studio.ipynb #20a00047
+# %% ../nbs/20_studio.ipynb #20a00048
 def _field(name):
     "A text box under its label, with its line for a complaint."
     label, width = FIELDS[name]
@@ -374,7 +399,7 @@ def _cards(app):
     edit = [*rows("prompts"), *rows("draws", "guidance"), bar("edit"), app.results, app.code]
     return [_card(i, *part) for i, part in enumerate((("Your clip", *clip), ("Learn it", *tune), ("Change the words", *edit)), 1)]
 
-# %% ../nbs/20_studio.ipynb #20a00049
+# %% ../nbs/20_studio.ipynb #20a0004a
 def _show_problems(app):
     for k, box in app.boxes.items():
         said = app.session.problems.get(k, "")
@@ -383,10 +408,10 @@ def _show_problems(app):
 
 def _show_status(app):
     s = app.session
+    for box in (*app.boxes.values(), app.upload): box.disabled = s.busy      # before the words that say it is over
     for job, (go, stop, bar, text) in app.bars.items():
         go.disabled, stop.disabled = s.busy, not (s.busy and s.job == job)
         if s.job == job: bar.value, text.value = s.done, html.escape(s.status)
-    for box in (*app.boxes.values(), app.upload): box.disabled = s.busy
 
 def _show_clip(app): app.strip.value = "" if app.session.seen is None else strip_html(app.session.seen)
 def _show_loss(app): app.loss.value = loss_html(app.session.losses)
@@ -395,7 +420,7 @@ def _show_preview(app):
     s = app.session
     app.preview.value = in_widget(clips_html({"source": s.clip, f"after {s.preview[0]} steps: {s.preview[1]}": s.preview[2]}, height=128)) if s.preview else ""
 
-# %% ../nbs/20_studio.ipynb #20a0004a
+# %% ../nbs/20_studio.ipynb #20a0004b
 def _show_code(app):
     s = app.session
     text = html.escape(code_text(s.tuned, s.edited)) if s.tuned else "It will stand here once something is learned."
@@ -413,7 +438,7 @@ def _show_edits(app):
 
 _SHOW = dict(problems=_show_problems, status=_show_status, clip=_show_clip, loss=_show_loss, preview=_show_preview, tuned=_show_tuned, edits=_show_edits)
 
-# %% ../nbs/20_studio.ipynb #20a0004c
+# %% ../nbs/20_studio.ipynb #20a0004d
 class Studio(W.VBox):
     "The method as an app: three cards from top to bottom. What it shows, and what happens, is `session`."
     def __init__(self, folder="studio"): # gets uploads, tuned weights and edits
@@ -435,11 +460,9 @@ class Studio(W.VBox):
 
     def _typed(self, change):
         s, name = self.session, next(k for k, box in self.boxes.items() if box is change["owner"])
-        s.choices = Choices(**{k: box.value for k, box in self.boxes.items()})
-        s.problems = {k: v for k, v in s.problems.items() if k != name}; s.tell("problems")
+        s.choices = Choices(**{k: box.value.strip() for k, box in self.boxes.items()})
+        s.complain((name,), {})
         if name in READ_FROM: s.see()
 
     def _uploaded(self, change):
-        if got := uploaded_file(change["new"]):
-            path = save_atomic(lambda part: part.write_bytes(got[1]), self.session.folder/got[0])
-            self.boxes["clip"].value = str(path)
+        if got := uploaded_file(change["new"]): self.boxes["clip"].value = str(keep_file(self.session.folder/"clips", *got))
