@@ -4,6 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Tests run side by side, each on one thread: torch's threads wait for each other more than they help on networks this small.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo test test-colab notebooks export docs check-docs clean
 
@@ -22,7 +25,7 @@ demo: $(STAMP)  ## tune on the sample clip, edit it four ways, write demo/index.
 	$(BIN)/tune-a-video demo --out demo
 
 test: $(STAMP)  ## every notebook and every test
-	$(BIN)/pytest
+	$(SIDE_BY_SIDE) $(BIN)/pytest $(PYTEST_ARGS)
 
 # Colab brings its own versions of the libraries, and a chapter there runs on those. COLAB_TORCH=2.11.0 where that is to be had without CUDA.
 COLAB_TORCH ?= 2.13.0
@@ -35,7 +38,7 @@ COLAB_TESTS ?= tests/test_package.py tests/test_show.py tests/test_attention.py 
 	@touch $@
 
 test-colab: .venv-colab/.ready  ## the tests that matter under Google Colab's versions of the libraries
-	.venv-colab/bin/pytest -k "not compiled" $(COLAB_TESTS)
+	$(SIDE_BY_SIDE) .venv-colab/bin/pytest $(PYTEST_ARGS) -k "not compiled" $(COLAB_TESTS)
 
 notebooks: $(STAMP)  ## run all chapters from the top and save their outputs
 	$(BIN)/python tests/run_notebooks.py nbs/*.ipynb

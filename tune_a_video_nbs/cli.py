@@ -101,7 +101,7 @@ def _save_text(path, text):
     from tune_a_video_nbs.ddpm import save_atomic
     return save_atomic(lambda p: p.write_text(text, "utf-8"), path)
 
-def _save_json(path, value): return _save_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def _save_json(path, value, indent=1): return _save_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 def _read_json(path): return json.loads(path.read_text("utf-8"))
 
 # %% ../nbs/21_cli.ipynb #7fb726ec
@@ -460,31 +460,41 @@ def train_command(folder: Path = typer.Argument(help="where checkpoints, curves 
     if part != "model": print(f"saved: {train_clip(folder, seed=seed, **given(clip_steps))}")
 
 @command("evaluate")
-def evaluate_command(clips: int = typer.Option(12, min=1, help="how many held-out clips"), seed: int = typer.Option(0, help="other clips"),
+def evaluate_command(clips: int = typer.Option(24, min=1, help="how many held-out clips"), seed: int = typer.Option(0, help="other clips"),
                      part: str = typer.Option("report", help="'choose': clips on which settings were chosen; 'report': clips that are only reported on"),
                      stills: int = typer.Option(0, min=0, help="score so many stills of held-out triples, too"),
-                     ablation: bool = typer.Option(False, "--ablation", help="score the method part by part: twelve variants of it, about 3 minutes a clip"),
+                     ablation: bool = typer.Option(False, "--ablation", help="score the method part by part: fourteen variants of it, about 3 minutes a clip"),
+                     seeds: int = typer.Option(3, min=1, help="with --ablation: seeds of tuning and noise, which the clips take in turn"),
+                     cross: int = typer.Option(0, min=0, help="with --ablation: so many clips are tuned from every seed"),
+                     keep: Path|None = typer.Option(None, help="with --ablation: a folder for the scores of each clip, so that a run cut off goes on"),
                      out: Path|None = typer.Option(None, help="a .json file to write the scores to, too"),
                      as_json: bool = typer.Option(False, "--json", help=_JSON)):
     """Score edits of held-out sprite clips.
 
-    Every clip is tuned, inverted, and edited four ways; every edit is held against the exactly right clip.
+    Every clip is tuned, inverted, and edited four ways; every edit is held against the exactly right clip, which code can draw. Means over clips:
+    shares of frames in which what was asked is there (edited), the rest was kept (kept), both (all); distance from the source's path in pixels of 64;
+    PSNR in dB against the right clip. With --ablation also SSIM against it, flicker in grey levels, the same of what is drawn from pure noise
+    (noise_...), and after each mean half its 95 % interval over clips.
 
-    Example: tune-a-video evaluate --clips 8 --stills 256 --out scores.json"""
+    \b
+    Examples:
+      tune-a-video evaluate --clips 8 --stills 256 --out scores.json
+      tune-a-video evaluate --ablation --keep parts --out ablation.json"""
     if out and out.is_dir(): raise FileExistsError(f"{out} is a folder: name a .json file")
     from tune_a_video_nbs.evaluate import ablation_table, sprite_table, still_scores
     from tune_a_video_nbs.ldm import quiet
     quiet()
-    if ablation:
-        scores = ablation_table(clips=clips, part=part, seed=seed)
-        if not as_json: print(text_table([dict(variant=v, **{k: mean for k, (mean, _) in s.items()}) for v, s in scores["table"].items()]))
-    else:
-        scores = {"stills": dict(n=stills) | still_scores(n=stills, seed=seed)} if stills else {}
-        if stills and not as_json: print(text_table([scores["stills"]]), flush=True)
-        scores |= sprite_table(clips=clips, seed=seed, part=part)
-        if not as_json: print(text_table([dict(kind=k, **v) for k, v in scores["table"].items()]))
-    if as_json: print(json.dumps(scores))
-    if out: _save_json(out, scores); as_json or print(f"saved: {out}")
+    if ablation: scores = ablation_table(clips, part, seed, seeds, cross, keep=keep)
+    else: scores = ({"stills": dict(n=stills) | still_scores(n=stills, seed=seed)} if stills else {}) | sprite_table(clips=clips, seed=seed, part=part)
+    if out: _save_json(out, scores, None if ablation else 1)
+    if as_json: return print(json.dumps({k: v for k, v in scores.items() if k not in ("rows", "columns")}))
+    if "stills" in scores: print(text_table([scores["stills"]]))
+    print(text_table([dict(variant=v, **{k: f"{s[k][0]:.2f} ±{s[k][1]:.2f}" for k in _PARTS if k in s}) for v, s in scores["table"].items()] if ablation
+                     else [dict(kind=k, **v) for k, v in scores["table"].items()]))
+    if out: print(f"saved: {out}")
+
+_PARTS = ("edited", "path_error", "psnr", "ssim", "flicker", "noise_motion", "noise_flicker")
+
 
 # %% ../nbs/21_cli.ipynb #c0ff000c
 def main():
@@ -536,6 +546,9 @@ def benchmark_command(
     prompt: list[str] = typer.Option([], help="for kinetics, ssv2, youcook2: an edit, such as '{caption} on the moon'; give several"),
     caption: str|None = typer.Option(None, help="for these: what a clip shows, such as 'a person is {label}'"),
     split: str|None = typer.Option(None, help="for these: only this split, as the annotations call it"),
+    clip: str|None = typer.Option(None, help="a CLIP to judge frames and words: 'sprites', a folder or a Hub name such as openai/clip-vit-large-patch14"),
+    warp: str|None = typer.Option(None, help="a flow to judge motion by: 'block' for small clips, 'opencv' where that is installed"),
+    pick: str|None = typer.Option(None, help="PickScore, such as yuvalkirstain/PickScore_v1"),
     metrics: str|None = typer.Option(None, help="scores of your own: module:NAME of a dictionary of functions"),
     as_json: bool = typer.Option(False, "--json", help=_JSON)):
     """Tune, invert, edit and score a whole data set.
@@ -546,16 +559,17 @@ def benchmark_command(
     \b
     Examples:
       tune-a-video benchmark mine.csv --format csv --videos clips
-      tune-a-video benchmark configs --format tgve --videos data --model owner/model --frames 32
+      tune-a-video benchmark configs --format tgve --videos data --model owner/model --frames 32 --clip openai/clip-vit-large-patch14
       tune-a-video benchmark prompts.yaml --format davis --videos DAVIS
       tune-a-video benchmark validate.csv --format kinetics --videos k600 --caption "a person is {label}" --prompt "{caption} on the moon" --limit 50
       accelerate launch --multi_gpu --num_processes 8 --no_python tune-a-video benchmark configs --format tgve --videos data
 
     \b
     Exit code: 0 all done; 3 some edits failed; 1 could not begin; 2 misused; 130 stopped."""
-    from tune_a_video_nbs.benchmark import check_folder, processes, read_dataset, run_benchmark
-    out, scores = out or Path("benchmarks")/data.stem, _load_metrics(metrics) if metrics else None
+    from tune_a_video_nbs.benchmark import METRICS, check_folder, model_metrics, processes, read_dataset, run_benchmark
+    out = out or Path("benchmarks")/data.stem
     check_folder(out)
+    scores = (_load_metrics(metrics) if metrics else METRICS) | model_metrics(clip, warp, pick)
     entries, missing = read_dataset(data, format.value, videos, limit, **_given(prompts=prompt, caption=caption, split=split))
     main = processes().is_main_process
     names = ", ".join(m.split(": no ")[0] for m in missing[:5]) + ", ..."*(len(missing) > 5)
