@@ -1,5 +1,6 @@
 "The terminal: what it makes, what it says when something is wrong, and that nothing half-written is left."
 import json, re, shutil, signal, subprocess, sys, time
+from importlib.resources import files
 from pathlib import Path
 import pytest
 from tune_a_video_nbs.cli import app, check_free, text_table, whole_folder
@@ -326,7 +327,8 @@ def test_the_page_says_how_it_was_made(page, tuned):
     for link in re.findall(r'href="([^"]+)"', text): assert (page.parent/link).stat().st_size > 500
     assert len(re.findall(r'href="edits/', text)) == 3
     typed = re.search(r"<pre>(.*?)</pre>", text, re.S)[1].splitlines()
-    assert len(typed) == 2 and typed[0].startswith("tune-a-video tune star.mp4 &#x27;a red star") and "--seed 0" in typed[0] and "--guidance 2 --steps 2" in typed[1] and NIGHT in typed[1]
+    suits = json.loads((files("tune_a_video_nbs")/"assets"/"sprites"/"settings.json").read_text())["guidance_scale"]
+    assert len(typed) == 2 and typed[0].startswith("tune-a-video tune star.mp4 &#x27;a red star") and "--seed 0" in typed[0] and f"--guidance {suits:g} --steps 2" in typed[1] and NIGHT in typed[1]
 
 
 def test_the_page_in_a_browser(page, tmp_path):
