@@ -11,7 +11,7 @@ __all__ = ['EXITS', 'app', 'EXPECTED', 'EXPECTED_NAMES', 'LEGEND', 'DEMO', 'comm
            'evaluate_command', 'main', 'benchmark_command']
 
 # %% ../nbs/21_cli.ipynb #ea9d60a9
-import functools, html, importlib, json, math, os, re, shlex, shutil, signal, subprocess, sys, time, warnings
+import functools, html, importlib, json, math, os, re, shlex, shutil, signal, subprocess, sys, textwrap, time, warnings
 from contextlib import contextmanager
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -44,7 +44,7 @@ def command(name: str): # as typed in the terminal
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    warnings.filterwarnings("default", module="tune_a_video_nbs")
+                    warnings.filterwarnings("default", module=rf"tune_a_video_nbs|{__name__}")   # in the chapter, __main__
                     warnings.showwarning = lambda text, *_, **__: typer.echo(f"tune-a-video: warning: {text}", err=True)
                     fn(*args, **kwargs)
             except KeyboardInterrupt: _complain("stopped", 130)
@@ -334,7 +334,7 @@ def _report(out, about, edits, as_json):
     "Where things are, for a person or a program."
     out, page = Path(out), Path(out)/"index.html"
     if as_json: return print(json.dumps(dict(run=str(out), page=str(page) if page.exists() else None, tuning=about, edits=edits)))
-    if edits: print(text_table(score_rows(edits)), *[LEGEND]*any(e["score"] for e in edits), f"edits:  {out/'edits'}", f"open:   {page}", sep="\n")
+    if edits: print(text_table(score_rows(edits)), *[textwrap.fill(LEGEND, 110)]*any(e["score"] for e in edits), f"edits:  {out/'edits'}", f"open:   {page}", sep="\n")
     else: print(f"tuned in {about['seconds']:.0f} s: {out}", "next, with a word or two changed:",
                 f"  tune-a-video edit {shlex.quote(str(out))} {shlex.quote(about['caption'])}", sep="\n")
 
