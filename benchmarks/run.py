@@ -145,7 +145,7 @@ def compare(args, folder, sides):
         job = jobs[words] = summary(seen, rates) | dict(flops=work[JOBS[words]["job"]])
         job["share_of_matmul"] = job["flops"]/job["matmul_rate"]/job["ours"]["seconds"]
         job["cpu_share_of_matmul"] = job["flops"]/job["cpu_matmul_rate"]/job["ours"]["cpu_seconds"]
-        said = [f"{n} {job[n]['seconds']:.2f} s" + (f" ({job[n]['times_ours']:.2f} times ours)" if n != "ours" else "") for n in sides]
+        said = [f"{n} {job[n]['seconds']:.2f} s" + (f" ({job[n]['times_ours']:.2f} times ours; {job[n]['cpu_times_ours']:.2f} by processor time)" if n != "ours" else "") for n in sides]
         print(f"{words}: {', '.join(said)}; {job['share_of_matmul']:.0%} of the matmul rate", file=sys.stderr, flush=True)
     return dict(kind="compare", **how, same_answer=same, jobs=jobs)
 
