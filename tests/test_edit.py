@@ -111,7 +111,8 @@ def test_model_offload(folder):
     moved.enable_model_cpu_offload(device="cpu")
     run = lambda p: p(BLUE, latents=p.invert(clip(), RED)).frames
     for _ in range(2): assert (run(moved) == run(plain)).all()
-    assert moved.tune(clip(), RED) == plain.tune(clip(), RED) and (run(moved) == run(plain)).all()
+    assert moved.tune(clip(), RED) == pytest.approx(plain.tune(clip(), RED), rel=1e-5)      # memory elsewhere, sums in another order
+    assert abs(run(moved).astype(int) - run(plain)).max() <= 1
 
 def test_sequential_offload(folder):
     "All weights wait on `meta`, and all that is fed to them must not. (accelerate itself cannot run this without an accelerator.)"
