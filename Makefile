@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 SIDE_BY_SIDE := OMP_NUM_THREADS=1
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-colab notebooks export docs check-docs clean
+.PHONY: help demo test test-colab bench notebooks export docs check-docs clean
 
 help:  ## list what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ COLAB_TESTS ?= tests/test_package.py tests/test_show.py tests/test_attention.py 
 
 test-colab: .venv-colab/.ready  ## the tests that matter under Google Colab's versions of the libraries
 	$(SIDE_BY_SIDE) .venv-colab/bin/pytest $(PYTEST_ARGS) -k "not compiled" $(COLAB_TESTS)
+
+bench: $(STAMP)  ## time this library, beside the authors' code if ARGS name it: see benchmarks/README.md
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 notebooks: $(STAMP)  ## run all chapters from the top and save their outputs
 	$(BIN)/python tests/run_notebooks.py nbs/*.ipynb
