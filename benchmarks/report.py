@@ -42,13 +42,13 @@ def compare_plot(found):
     "Bars of seconds, one group for each job."
     jobs, sides = found["jobs"], list(found["commits"])
     fig, axes = plt.subplots(1, 2, figsize=(10, .55*len(jobs)*len(sides) + 1.2), layout="constrained", sharey=True)
-    for ax, what, unit, title in zip(axes, ("seconds", "bytes_above_start"), (1, 1e-9), ("seconds per step", "GB that a step needs above what was there")):
+    for ax, what, unit, title in zip(axes, ("seconds", "bytes_above_start"), (1, 1e-9), ("seconds per step", "memory of a step, GB")):
         for j, side in enumerate(sides):
             y, x = [i + .8*(j/len(sides)) for i in range(len(jobs))], [unit*job[side][what] for job in jobs.values()]
             bars = ax.barh(y, x, .8/len(sides), color=COLOURS[side], label=NAMES[side])
             own = [unit*job["ours"][what] for job in jobs.values()]
             ax.bar_label(bars, [f"{v:.1f}" + (f" ({v/o:.1f}x)" if side != "ours" else "") for v, o in zip(x, own)], padding=3, fontsize=8)
-        ax.set(title=title, yticks=[i + .4*(1 - 1/len(sides)) for i in range(len(jobs))], yticklabels=list(jobs)); ax.margins(x=.25)
+        ax.set(title=title, yticks=[i + .4*(1 - 1/len(sides)) for i in range(len(jobs))], yticklabels=list(jobs)); ax.margins(x=.3)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis(); fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sides), frameon=False)
     return fig

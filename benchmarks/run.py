@@ -5,7 +5,7 @@ python benchmarks/run.py --peer ../Tune-A-Video --peer-python ../peer/bin/python
 python benchmarks/run.py --size sd15 --peer ...                       # SD 1.5's own width, 860 million parameters
 python benchmarks/run.py --before ../older-checkout                   # this library against an earlier self
 python benchmarks/run.py --growth                                     # cost against frames and size"""
-import argparse, json, os, platform, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, platform, shlex, statistics, subprocess, sys, tempfile, time
 from functools import partial
 from pathlib import Path
 import torch
@@ -193,7 +193,8 @@ def main():
         found = (growth if args.growth else compare)(args, folder, sides)
         for worker in sides.values(): worker.close()
     commits = dict(ours=commit(HERE.parent), **({"theirs": commit(args.peer)} if args.peer else {}), **({"before": commit(args.before)} if args.before else {}))
-    found = dict(command=" ".join(["python benchmarks/run.py", *(a for a in sys.argv[1:])]), model=args.size, machine=facts, commits=commits,
+    where = {args.peer: "CHECKOUT", args.peer_python: "PYTHON", args.before: "BEFORE"}    # this machine's folders are nobody's business
+    found = dict(command=" ".join(["python benchmarks/run.py", *(where.get(a) or shlex.quote(a) for a in sys.argv[1:])]), model=args.size, machine=facts, commits=commits,
                  minutes=round((time.time() - began)/60, 1)) | found
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")

@@ -72,14 +72,16 @@ class Side:
         net.requires_grad_(False)
         learning = [p.requires_grad_() for n, p in net.named_parameters() if any(part in n for part in LEARNS)]
         (net.enable_gradient_checkpointing if checkpointing else net.disable_gradient_checkpointing)()
-        while True:
-            loss = torch.nn.functional.mse_loss(net(x, torch.tensor([500]).to(x.device), text).sample, noise)
-            loss.backward()
-            grads = [p.grad for p in learning if p.grad is not None]
-            facts = dict(loss=loss.item(), gradient=float(torch.stack([g.norm() for g in grads]).norm()), with_gradient=len(grads), learn=len(learning))
-            for p in learning: p.grad = None
-            del loss, grads
-            tick(**facts)
+        try:
+            while True:
+                loss = torch.nn.functional.mse_loss(net(x, torch.tensor([500]).to(x.device), text).sample, noise)
+                loss.backward()
+                grads = [p.grad for p in learning if p.grad is not None]
+                facts = dict(loss=loss.item(), gradient=float(torch.stack([g.norm() for g in grads]).norm()), with_gradient=len(grads), learn=len(learning))
+                for p in learning: p.grad = None
+                del loss, grads
+                tick(**facts)
+        finally: net.disable_gradient_checkpointing()   # the next job says for itself
 
     def run(self, job, tick):
         how = {k: v for k, v in job.items() if k != "job"}
