@@ -481,13 +481,15 @@ def evaluate_command(clips: int = typer.Option(24, min=1, help="how many held-ou
       tune-a-video evaluate --clips 8 --stills 256 --out scores.json
       tune-a-video evaluate --ablation --keep parts --out ablation.json"""
     if out and out.is_dir(): raise FileExistsError(f"{out} is a folder: name a .json file")
+    if ablation and stills: raise ValueError("--stills goes with the other table: leave out --ablation, or ask twice")
     from tune_a_video_nbs.evaluate import ablation_table, sprite_table, still_scores
     from tune_a_video_nbs.ldm import quiet
     quiet()
     if ablation: scores = ablation_table(clips, part, seed, seeds, cross, keep=keep)
     else: scores = ({"stills": dict(n=stills) | still_scores(n=stills, seed=seed)} if stills else {}) | sprite_table(clips=clips, seed=seed, part=part)
-    if out: _save_json(out, scores, None if ablation else 1)
-    if as_json: return print(json.dumps({k: v for k, v in scores.items() if k not in ("rows", "columns")}))
+    plain = json.loads(json.dumps(scores), parse_constant=lambda _: None)      # JSON has no word for the interval of one clip
+    if out: _save_json(out, plain, None if ablation else 1)
+    if as_json: return print(json.dumps({k: v for k, v in plain.items() if k not in ("rows", "columns")}))
     if "stills" in scores: print(text_table([scores["stills"]]))
     print(text_table([dict(variant=v, **{k: f"{s[k][0]:.2f} ±{s[k][1]:.2f}" for k in _PARTS if k in s}) for v, s in scores["table"].items()] if ablation
                      else [dict(kind=k, **v) for k, v in scores["table"].items()]))
