@@ -372,8 +372,8 @@ def test_networks_that_are_asked_stand_in_the_table(mine, pipe, tmp_path):
     metrics = METRICS | model_metrics(clip="sprites", warp="block")
     rows = run_benchmark(read_dataset(mine/"mine.csv", "csv")[0][:1], tmp_path/"out", pipe=pipe, frames=4, settings=QUICK, metrics=metrics, progress=False)
     clip = read_clip(tmp_path/"out"/rows[0]["file"], 4)
-    assert abs(rows[0]["scores"]["text"] - text_alignment(clip, BLUE)) < 2 and -1 <= rows[0]["scores"]["consistency"] <= 1    # the file is compressed
-    assert all(k in (tmp_path/"out"/"summary.md").read_text() for k in ("consistency_all", "warp_error"))
+    assert abs(rows[0]["scores"]["text"] - text_alignment(clip, BLUE)) < 2 and -1 <= rows[0]["scores"]["adjacent"] <= 1    # the file is compressed
+    assert all(k in (tmp_path/"out"/"summary.md").read_text() for k in ("all_pairs", "warp_error"))
     assert json.loads((tmp_path/"out"/"settings.json").read_text())["metrics"][-2:] == ["clip sprites", "warp block"]
     with pytest.raises(ValueError, match="use one of block, opencv"): model_metrics(warp="blcok")
     with pytest.raises(FileNotFoundError, match="no CLIP called|no model called"): model_metrics(clip="nosuch")

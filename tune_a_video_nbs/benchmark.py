@@ -26,7 +26,7 @@ from .ddpm import save_atomic
 from .video import PICTURES, read_clip, write_clip
 from .tune import trainable_names
 from .edit import TuneAVideoPipeline
-from .evaluate import clip_model, consistency, motion, pick_score, warp_error
+from .evaluate import clip_model, clip_scores, motion, pick_score, warp_error
 
 # %% ../nbs/13_benchmark.ipynb #22be0009
 @dataclass
@@ -336,11 +336,6 @@ def psnr_to_source(clip, source, prompt, caption):
 METRICS = dict(sprites=sprite_scores, psnr_to_source=psnr_to_source)   # what is scored if nothing else is asked for
 
 # %% ../nbs/13_benchmark.ipynb #22be0055
-def _clip_scores(judge, clip, prompt):
-    seen = judge.pictures(clip)
-    pairs = dict(consistency=consistency(seen), consistency_all=consistency(seen, "all")) if len(seen) > 1 else {}
-    return pairs | dict(text=100*(seen @ judge.words(prompt).T).mean().item())
-
 def model_metrics(clip: str|None = None, # a CLIP, as `clip_model`: frame consistency in both definitions, and text alignment
                   warp: str|None = None, # a flow, as `warp_error`, by the source's motion
                   pick: str|None = None, # PickScore's model, as `pick_score`
@@ -349,7 +344,7 @@ def model_metrics(clip: str|None = None, # a CLIP, as `clip_model`: frame consis
     found, judge = {}, clip_model(clip) if clip else None
     if warp: motion(np.zeros((2, 16, 16, 3), np.uint8), warp)   # what cannot be asked is found out now, not after the first tuning
     if pick: clip_model(pick)
-    if clip: found[f"clip {clip}"] = lambda c, source, prompt, caption: _clip_scores(judge, c, prompt)
+    if clip: found[f"clip {clip}"] = lambda c, source, prompt, caption: clip_scores(judge, c, prompt)
     if warp: found[f"warp {warp}"] = lambda c, source, prompt, caption: dict(warp_error=warp_error(c, source, warp)) if len(c) > 1 else {}
     if pick: found[f"pick {pick}"] = lambda c, source, prompt, caption: dict(pick=pick_score(c, prompt, pick))
     return found

@@ -9,9 +9,9 @@ __all__ = ['KINDS', 'SCORES', 'VARIANTS', 'ABLATION_SCORES', 'FLOWS', 'held_out_
            'sprite_jobs', 'run_job', 'sprite_table', 'summary', 'motion_error', 'sameness', 'flicker', 'variant_clips',
            'ablation_clips', 'with_interval', 'ablation_summary', 'as_columns', 'as_rows', 'contrastive_loss',
            'build_clip', 'prepare', 'captioned_stills', 'one_of_each', 'train_clip', 'save_clip', 'TwoTowers',
-           'clip_model', 'retrieval', 'consistency', 'frame_consistency', 'text_alignment', 'pick_score', 'ssim',
-           'lpips', 'block_flow', 'opencv_flow', 'warp', 'visible', 'motion', 'warp_error', 'frechet_distance', 'fid',
-           'inception_score', 'vae_features', 'caption_classes', 'error_flicker', 'metric_rows', 'ablation_rows',
+           'clip_model', 'retrieval', 'consistency', 'frame_consistency', 'clip_scores', 'text_alignment', 'pick_score',
+           'ssim', 'lpips', 'block_flow', 'opencv_flow', 'warp', 'visible', 'motion', 'warp_error', 'frechet_distance',
+           'fid', 'inception_score', 'vae_features', 'caption_classes', 'error_flicker', 'metric_rows', 'ablation_rows',
            'ablation_table', 'spearman']
 
 # %% ../nbs/11_evaluate.ipynb #3885e0b6
@@ -389,13 +389,18 @@ def frame_consistency(clip,              # uint8 (f, h, w, 3)
     "Mean cosine between CLIP's image vectors of frames. Blind to whether anything moves: a frozen clip has 1."
     return consistency(_judge(model, clip).pictures(clip), pairs)
 
+def clip_scores(judge, clip, prompt: str) -> dict: # of `clip_model`; uint8 (f, h, w, 3)
+    "All that one CLIP says of a clip, from one look at each frame: `text` as `text_alignment`, and `adjacent` and `all_pairs`, where there are pairs."
+    seen = judge.pictures(clip)
+    pairs = dict(adjacent=consistency(seen), all_pairs=consistency(seen, "all")) if len(seen) > 1 else {}
+    return dict(text=100*(seen @ judge.words(prompt).T).mean().item()) | pairs
+
 def text_alignment(clip,                 # uint8 (f, h, w, 3)
                    prompt: str,
                    model=None,           # as `clip_model`; the miniature's own without
                   ) -> float:            # 100 times the mean cosine, as papers print it
     "How well CLIP thinks the frames fit the words, each frame alone. Blind to their order, and so to motion."
-    model = _judge(model, clip)
-    return 100*(model.pictures(clip) @ model.words(prompt).T).mean().item()
+    return clip_scores(_judge(model, clip), clip, prompt)["text"]
 
 def pick_score(clip,                     # uint8 (f, h, w, 3)
                prompt: str,
@@ -573,11 +578,10 @@ def metric_rows(clips: dict,  # kind of edit, or "noise" for the caption itself 
     source = draw(caption); moves = moves or motion(source)
     for kind, prompt in (prompts | {"noise": caption}).items():
         if kind not in clips: continue
-        clip, exact, seen = clips[kind], draw(prompt), model.pictures(clips[kind])
+        clip, exact = clips[kind], draw(prompt)
         truth = score_edit(clip, prompt, source, caption) | dict(psnr=min(99., psnr(clip, exact)), ssim=ssim(clip, exact), error_flicker=error_flicker(clip, exact),
             motion=motion_error(clip, source), same=sameness(clip), flicker=flicker(clip))
-        guess = dict(text=100*(seen @ model.words(prompt).T).mean().item(), adjacent=consistency(seen), all_pairs=consistency(seen, "all"),
-                     warp_error=warp_error(clip, source, moves))
+        guess = clip_scores(model, clip, prompt) | dict(warp_error=warp_error(clip, source, moves))
         rows.append(dict(clip=drawing, kind=kind) | truth | guess | more)
     return rows
 
