@@ -1,8 +1,12 @@
 "Hand the packaging facts of settings.ini to setuptools."
+
 from configparser import ConfigParser
+
 from setuptools import find_packages, setup
 
-cfg = ConfigParser(); cfg.read("settings.ini", encoding="utf-8"); cfg = cfg["DEFAULT"]
+cfg = ConfigParser()
+cfg.read("settings.ini", encoding="utf-8")
+cfg = cfg["DEFAULT"]
 setup(
     version=cfg["version"],
     author=cfg["author"],
@@ -13,5 +17,8 @@ setup(
     packages=find_packages(include=["tune_a_video_nbs*"]),
     package_data={"tune_a_video_nbs": ["assets/*", "assets/**/*"]},
     zip_safe=False,
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": ["tune_a_video_nbs=tune_a_video_nbs._modidx:d"]},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": ["tune_a_video_nbs=tune_a_video_nbs._modidx:d"],
+    },
 )

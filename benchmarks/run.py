@@ -5,18 +5,39 @@ python benchmarks/run.py --peer ../Tune-A-Video --peer-python ../peer/bin/python
 python benchmarks/run.py --size sd15 --peer ...                       # SD 1.5's own width, 860 million parameters
 python benchmarks/run.py --before ../older-checkout                   # this library against an earlier self
 python benchmarks/run.py --growth                                     # cost against frames and size"""
-import argparse, json, os, platform, shlex, statistics, subprocess, sys, tempfile, time
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
 from functools import partial
 from pathlib import Path
+
 import torch
 
 HERE = Path(__file__).parent
-SIZES = {   # the network, clip and latents, steps counted after the first
-    "fifth": dict(unet=dict(sample_size=64, cross_attention_dim=768, block_out_channels=(64, 128, 256, 256)), frames=8, size=32, reps=3),
+SIZES = {  # the network, clip and latents, steps counted after the first
+    "fifth": dict(
+        unet=dict(sample_size=64, cross_attention_dim=768, block_out_channels=(64, 128, 256, 256)),
+        frames=8,
+        size=32,
+        reps=3,
+    ),
     "sd15": dict(unet=dict(sample_size=64, cross_attention_dim=768), frames=8, size=32, reps=2),
-    "tiny": dict(unet=dict(sample_size=64, cross_attention_dim=768, block_out_channels=(32, 64, 64, 64)), frames=3, size=16, reps=2),   # to try this file
+    "tiny": dict(
+        unet=dict(sample_size=64, cross_attention_dim=768, block_out_channels=(32, 64, 64, 64)),
+        frames=3,
+        size=16,
+        reps=2,
+    ),  # to try this file
 }
-JOBS = {   # what is timed: the words for a table, and what the worker is told
+JOBS = {  # what is timed: the words for a table, and what the worker is told
     "forward + backward": dict(job="forward_backward"),
     "forward + backward, checkpointing": dict(job="forward_backward", checkpointing=True),
     "inversion step": dict(job="inversion"),
@@ -25,54 +46,90 @@ JOBS = {   # what is timed: the words for a table, and what the worker is told
     "tuning step, as each runs it, checkpointing": dict(job="tuning", checkpointing=True),
 }
 
+
 def write_model(folder, size):
     "A whole Stable Diffusion with random weights, in the authors' layout, which both sides read: full-size VAE and text encoder, a network as wide as `size` says."
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-    from tune_a_video_nbs.edit import TuneAVideoPipeline
+
+    from tune_a_video_nbs.authors import save_for_authors
+    from tune_a_video_nbs.bases import FAMILIES, SD_NOISE, SD_VAE
     from tune_a_video_nbs.inflate import VideoUNet
     from tune_a_video_nbs.ldm import model_path
-    from tune_a_video_nbs.stable_diffusion import FAMILIES, SD_NOISE, SD_VAE, save_for_authors
+    from tune_a_video_nbs.pipeline import TuneAVideoPipeline
+
     torch.manual_seed(0)
     unet = VideoUNet(frame_norm="shared", **SIZES[size]["unet"])
     for n, p in unet.named_parameters():
-        if "attn_temp.to_out" in n: torch.nn.init.normal_(p, std=.02)   # zero at first; a comparison of outputs should see it
-    tokenizer = CLIPTokenizer.from_pretrained(model_path("sprites"), subfolder="tokenizer", model_max_length=77)
+        if "attn_temp.to_out" in n:
+            torch.nn.init.normal_(p, std=0.02)  # zero at first; a comparison of outputs should see it
+    tokenizer = CLIPTokenizer.from_pretrained(
+        model_path("sprites"), subfolder="tokenizer", model_max_length=77
+    )
     noise = {k: v for k, v in SD_NOISE.items() if k != "skip_prk_steps"}
-    pipe = TuneAVideoPipeline(vae=AutoencoderKL(**SD_VAE), text_encoder=CLIPTextModel(CLIPTextConfig(**FAMILIES["sd15"]["text"][0])), unet=unet,
-                              tokenizer=tokenizer, scheduler=DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False))
+    pipe = TuneAVideoPipeline(
+        vae=AutoencoderKL(**SD_VAE),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**FAMILIES["sd15"]["text"][0])),
+        unet=unet,
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False),
+    )
     return save_for_authors(pipe, folder)
+
 
 class Worker:
     "A process that holds one side, and is asked in turn over a pipe."
+
     def __init__(self, kind, python, checkout, folder, device, threads):
-        env = os.environ | dict(PYTHONPATH=str(Path(checkout).resolve()), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
-        if device == "cpu": env["ACCELERATE_USE_CPU"] = "true"
-        if threads: env["OMP_NUM_THREADS"] = str(threads)
-        self.process = subprocess.Popen([python, str(HERE/"worker.py"), kind, str(folder), device, str(threads)], env=env, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        env = os.environ | dict(
+            PYTHONPATH=str(Path(checkout).resolve()),
+            HF_HUB_OFFLINE="1",
+            TOKENIZERS_PARALLELISM="false",
+            TQDM_DISABLE="1",
+        )
+        if device == "cpu":
+            env["ACCELERATE_USE_CPU"] = "true"
+        if threads:
+            env["OMP_NUM_THREADS"] = str(threads)
+        self.process = subprocess.Popen(
+            [python, str(HERE / "worker.py"), kind, str(folder), device, str(threads)],
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.hear()
 
     def hear(self):
         line = self.process.stdout.readline()
-        if not line: raise SystemExit(f"a worker ended: see its last words above (exit code {self.process.wait()})")
+        if not line:
+            raise SystemExit(f"a worker ended: see its last words above (exit code {self.process.wait()})")
         return json.loads(line)
 
     def ask(self, what):
         print(json.dumps(what), file=self.process.stdin, flush=True)
         return self.hear()
 
-    def close(self): self.process.stdin.close(); self.process.wait()
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
 
 def matmul_rate(device, n=2048, reps=3):
     "The best of a few products of square matrices, in operations a second: what this machine attains now. By the clock, and by processor time."
     a, b, best = torch.randn(n, n, device=device), torch.randn(n, n, device=device), [1e9, 1e9]
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(reps):
-        wait(); began = time.perf_counter(), time.process_time()
-        a @ b; wait()
-        best = [min(t, clock() - since) for t, clock, since in zip(best, (time.perf_counter, time.process_time), began)]
-    return [2*n**3/t for t in best]
+        wait()
+        began = time.perf_counter(), time.process_time()
+        a @ b
+        wait()
+        best = [
+            min(t, clock() - since)
+            for t, clock, since in zip(best, (time.perf_counter, time.process_time), began)
+        ]
+    return [2 * n**3 / t for t in best]
+
 
 def in_turn(sides, job, reps, rate):
     "One job on all sides: a first step that does not count, then `reps` rounds. Returns what each side said of each step, and the machine's rate in each round."
@@ -80,9 +137,12 @@ def in_turn(sides, job, reps, rate):
     rates = []
     for _ in range(reps):
         rates.append(rate())
-        for name, worker in sides.items(): seen[name].append(worker.ask("again"))
-    for worker in sides.values(): assert worker.ask("enough") == dict(ended=True)
+        for name, worker in sides.items():
+            seen[name].append(worker.ask("again"))
+    for worker in sides.values():
+        assert worker.ask("enough") == dict(ended=True)
     return seen, rates
+
 
 def summary(seen, rates):
     "Medians of one job, and of the ratios of neighbours in time."
@@ -90,79 +150,159 @@ def summary(seen, rates):
     for name, steps in seen.items():
         counted = [s["seconds"] for s in steps[1:]]
         facts = {k: v for k, v in steps[-1].items() if k not in ("seconds", "cpu_seconds", "peak", "above")}
-        out[name] = dict(seconds=statistics.median(counted), all_seconds=counted, first_seconds=steps[0]["seconds"],
-                         cpu_seconds=statistics.median(s["cpu_seconds"] for s in steps[1:]),
-                         peak_bytes=max(s["peak"] for s in steps[1:]), bytes_above_start=max(s["above"] for s in steps[1:]), **facts)
+        out[name] = dict(
+            seconds=statistics.median(counted),
+            all_seconds=counted,
+            first_seconds=steps[0]["seconds"],
+            cpu_seconds=statistics.median(s["cpu_seconds"] for s in steps[1:]),
+            peak_bytes=max(s["peak"] for s in steps[1:]),
+            bytes_above_start=max(s["above"] for s in steps[1:]),
+            **facts,
+        )
         if name != "ours":
             for key, ratio in (("seconds", "times_ours"), ("cpu_seconds", "cpu_times_ours")):
-                out[name][ratio] = statistics.median(theirs[key]/ours[key] for theirs, ours in zip(steps[1:], seen["ours"][1:]))
+                out[name][ratio] = statistics.median(
+                    theirs[key] / ours[key] for theirs, ours in zip(steps[1:], seen["ours"][1:])
+                )
     wall, cpu = (statistics.median(r) for r in zip(*rates))
     return out | dict(matmul_rate=wall, cpu_matmul_rate=cpu)
+
 
 def flops(size, frames, side):
     "Multiplications and additions of one step of ours, counted on tensors without numbers."
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
+
     from tune_a_video_nbs.inflate import VideoUNet
     from tune_a_video_nbs.tune import trainable_names
+
     def count(clips, learn):
-        x, text = torch.empty(clips, 4, frames, side, side), torch.empty(clips, 77, net.config.cross_attention_dim)
-        for n, p in net.named_parameters(): p.requires_grad_(learn and n in names)
+        x, text = (
+            torch.empty(clips, 4, frames, side, side),
+            torch.empty(clips, 77, net.config.cross_attention_dim),
+        )
+        for n, p in net.named_parameters():
+            p.requires_grad_(learn and n in names)
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(learn):
             out = net(x, 500, text).sample
-            if learn: out.square().mean().backward()
+            if learn:
+                out.square().mean().backward()
         return counter.get_total_flops()
+
     with FakeTensorMode():
-        net = VideoUNet(frame_norm="shared", **SIZES[size]["unet"]); names = set(trainable_names(net))
+        net = VideoUNet(frame_norm="shared", **SIZES[size]["unet"])
+        names = set(trainable_names(net))
         train = count(1, True)
-        return {"forward_backward": train, "tuning": train, "inversion": count(1, False), "guided": count(2, False)}
+        return {
+            "forward_backward": train,
+            "tuning": train,
+            "inversion": count(1, False),
+            "guided": count(2, False),
+        }
+
 
 def same_answer(sides, how, scratch):
     "How far the outputs of all sides lie from ours, relative to their size. They must compute the same, or their times say nothing."
     for name, worker in sides.items():
-        worker.ask(dict(job="forward", out=str(scratch/f"{name}.pt"), **how)); worker.ask("enough")
-    outs = {name: torch.load(scratch/f"{name}.pt") for name in sides}
-    off = {name: float((out - outs["ours"]).norm()/outs["ours"].norm()) for name, out in outs.items() if name != "ours"}
+        worker.ask(dict(job="forward", out=str(scratch / f"{name}.pt"), **how))
+        worker.ask("enough")
+    outs = {name: torch.load(scratch / f"{name}.pt") for name in sides}
+    off = {
+        name: float((out - outs["ours"]).norm() / outs["ours"].norm())
+        for name, out in outs.items()
+        if name != "ours"
+    }
     wrong = [name for name, d in off.items() if not d < 1e-4]
-    if wrong: raise SystemExit(f"{wrong[0]} computes something else: its output is off by {off[wrong[0]]:.2g} of its size")
+    if wrong:
+        raise SystemExit(
+            f"{wrong[0]} computes something else: its output is off by {off[wrong[0]]:.2g} of its size"
+        )
     return off
 
+
 def commit(checkout):
-    found = subprocess.run(["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
     return found.stdout.strip() or "unknown"
 
+
 def machine(args):
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] if os.path.exists("/proc/cpuinfo") else []
-    return dict(processor=(names or [platform.processor()])[0], cores=os.cpu_count(), threads=args.threads or torch.get_num_threads(), device=args.device,
-                load=os.getloadavg()[0], python=platform.python_version(), torch=torch.__version__)
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if os.path.exists("/proc/cpuinfo")
+        else []
+    )
+    return dict(
+        processor=(names or [platform.processor()])[0],
+        cores=os.cpu_count(),
+        threads=args.threads or torch.get_num_threads(),
+        device=args.device,
+        load=os.getloadavg()[0],
+        python=platform.python_version(),
+        torch=torch.__version__,
+    )
+
 
 def compare(args, folder, sides):
     how = {k: SIZES[args.size][k] for k in ("frames", "size")}
     work, jobs = flops(args.size, how["frames"], how["size"]), {}
     same = same_answer(sides, how, folder)
     for words in args.jobs:
-        seen, rates = in_turn(sides, JOBS[words] | how, args.reps or SIZES[args.size]["reps"], partial(matmul_rate, args.device))
+        seen, rates = in_turn(
+            sides, JOBS[words] | how, args.reps or SIZES[args.size]["reps"], partial(matmul_rate, args.device)
+        )
         job = jobs[words] = summary(seen, rates) | dict(flops=work[JOBS[words]["job"]])
-        job["share_of_matmul"] = job["flops"]/job["matmul_rate"]/job["ours"]["seconds"]
-        job["cpu_share_of_matmul"] = job["flops"]/job["cpu_matmul_rate"]/job["ours"]["cpu_seconds"]
-        said = [f"{n} {job[n]['seconds']:.2f} s" + (f" ({job[n]['times_ours']:.2f} times ours; {job[n]['cpu_times_ours']:.2f} by processor time)" if n != "ours" else "") for n in sides]
-        print(f"{words}: {', '.join(said)}; {job['share_of_matmul']:.0%} of the matmul rate", file=sys.stderr, flush=True)
+        job["share_of_matmul"] = job["flops"] / job["matmul_rate"] / job["ours"]["seconds"]
+        job["cpu_share_of_matmul"] = job["flops"] / job["cpu_matmul_rate"] / job["ours"]["cpu_seconds"]
+        said = [
+            f"{n} {job[n]['seconds']:.2f} s"
+            + (
+                f" ({job[n]['times_ours']:.2f} times ours; {job[n]['cpu_times_ours']:.2f} by processor time)"
+                if n != "ours"
+                else ""
+            )
+            for n in sides
+        ]
+        print(
+            f"{words}: {', '.join(said)}; {job['share_of_matmul']:.0%} of the matmul rate",
+            file=sys.stderr,
+            flush=True,
+        )
     return dict(kind="compare", **how, same_answer=same, jobs=jobs)
 
+
 GROWTH = dict(frames=(4, 8, 16, 24, 32), size=(16, 24, 32, 40, 48))
+
 
 def growth(args, folder, sides):
     "Ours alone, at other lengths and sizes: rounds over all of them, medians of the rounds."
     base, seen = dict(frames=8, size=32), {}
-    for _ in range(args.reps or 2):                 # in each round each has one step that does not count, and one that does
+    for _ in range(args.reps or 2):  # in each round each has one step that does not count, and one that does
         for what, values in GROWTH.items():
             for v in values:
                 for job in ("forward_backward", "forward"):
-                    ours = sides["ours"]; ours.ask(dict(job=job) | base | {what: v}); step = ours.ask("again"); ours.ask("enough")
+                    ours = sides["ours"]
+                    ours.ask(dict(job=job) | base | {what: v})
+                    step = ours.ask("again")
+                    ours.ask("enough")
                     seen.setdefault((what, v, job), []).append(step)
-    rows = [dict(along=what, value=v, job=job, seconds=statistics.median(s["seconds"] for s in steps), bytes_above_start=max(s["above"] for s in steps))
-            for (what, v, job), steps in seen.items()]
+    rows = [
+        dict(
+            along=what,
+            value=v,
+            job=job,
+            seconds=statistics.median(s["seconds"] for s in steps),
+            bytes_above_start=max(s["above"] for s in steps),
+        )
+        for (what, v, job), steps in seen.items()
+    ]
     return dict(kind="growth", **base, rows=rows)
+
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,35 +310,77 @@ def arguments():
     p.add_argument("--peer", metavar="CHECKOUT", help="a checkout of github.com/showlab/Tune-A-Video")
     p.add_argument("--peer-python", metavar="PYTHON", help="a Python that runs it: see README.md")
     p.add_argument("--before", metavar="CHECKOUT", help="another checkout of this library")
-    p.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="JOB", help=f"some of: {'; '.join(JOBS)}")
+    p.add_argument(
+        "--jobs",
+        nargs="+",
+        choices=JOBS,
+        default=list(JOBS),
+        metavar="JOB",
+        help=f"some of: {'; '.join(JOBS)}",
+    )
     p.add_argument("--reps", type=int, help="rounds that count; 0 or nothing: as suits the size")
-    p.add_argument("--growth", action="store_true", help="this library alone, with more and more frames, and larger and larger ones")
+    p.add_argument(
+        "--growth",
+        action="store_true",
+        help="this library alone, with more and more frames, and larger and larger ones",
+    )
     p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    p.add_argument("--threads", type=int, default=0, help="of torch, on all sides; torch's own choice without")
-    p.add_argument("--out", type=Path, help="where results go, without ending; benchmarks/results/SIZE without")
+    p.add_argument(
+        "--threads", type=int, default=0, help="of torch, on all sides; torch's own choice without"
+    )
+    p.add_argument(
+        "--out", type=Path, help="where results go, without ending; benchmarks/results/SIZE without"
+    )
     args = p.parse_args()
-    if bool(args.peer) != bool(args.peer_python): p.error("--peer and --peer-python belong together")
+    if bool(args.peer) != bool(args.peer_python):
+        p.error("--peer and --peer-python belong together")
     return args
+
 
 def main():
     args = arguments()
-    if args.threads: torch.set_num_threads(args.threads)
-    began, out = time.time(), args.out or HERE/"results"/("growth" if args.growth else args.size)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    began, out = time.time(), args.out or HERE / "results" / ("growth" if args.growth else args.size)
     with tempfile.TemporaryDirectory() as scratch:
         folder, facts = write_model(scratch, args.size), machine(args)
         start = partial(Worker, folder=folder, device=args.device, threads=args.threads)
         sides = {"ours": start("ours", sys.executable, HERE.parent)}
-        if args.peer and not args.growth: sides["theirs"] = start("theirs", args.peer_python, args.peer)
-        if args.before and not args.growth: sides["before"] = start("ours", sys.executable, args.before)
+        if args.peer and not args.growth:
+            sides["theirs"] = start("theirs", args.peer_python, args.peer)
+        if args.before and not args.growth:
+            sides["before"] = start("ours", sys.executable, args.before)
         found = (growth if args.growth else compare)(args, folder, sides)
-        for worker in sides.values(): worker.close()
-    commits = dict(ours=commit(HERE.parent), **({"theirs": commit(args.peer)} if args.peer else {}), **({"before": commit(args.before)} if args.before else {}))
-    where = {args.peer: "CHECKOUT", args.peer_python: "PYTHON", args.before: "BEFORE"}    # this machine's folders are nobody's business
-    found = dict(command=" ".join(["python benchmarks/run.py", *(where.get(a) or shlex.quote(a) for a in sys.argv[1:])]), model=args.size, machine=facts, commits=commits,
-                 minutes=round((time.time() - began)/60, 1)) | found
+        for worker in sides.values():
+            worker.close()
+    commits = dict(
+        ours=commit(HERE.parent),
+        **({"theirs": commit(args.peer)} if args.peer else {}),
+        **({"before": commit(args.before)} if args.before else {}),
+    )
+    where = {
+        args.peer: "CHECKOUT",
+        args.peer_python: "PYTHON",
+        args.before: "BEFORE",
+    }  # this machine's folders are nobody's business
+    found = (
+        dict(
+            command=" ".join(
+                ["python benchmarks/run.py", *(where.get(a) or shlex.quote(a) for a in sys.argv[1:])]
+            ),
+            model=args.size,
+            machine=facts,
+            commits=commits,
+            minutes=round((time.time() - began) / 60, 1),
+        )
+        | found
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     from report import report
+
     report(out.with_suffix(".json"))
 
-if __name__ == "__main__": main()
+
+if __name__ == "__main__":
+    main()

@@ -1,42 +1,73 @@
-"The attention of chapter 07 inside an inflated network: what the chapter itself cannot show, as it comes before inflation."
+"The attention of chapter 11 inside an inflated network: what the chapter itself cannot show, as it comes before inflation."
+
 import json
 from pathlib import Path
-import pytest, torch
+
+import pytest
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from safetensors.torch import load_file
-from tune_a_video_nbs.attention import SparseCausalAttention, TemporalAttention, add_frame_positions, frames_seen, set_frames
-from tune_a_video_nbs.ddpm import linear_schedule, alphas_cumprod
-from tune_a_video_nbs.inflate import inflate
-from tune_a_video_nbs.tune import load_tuned, save_tuned, trainable_names, tune
 
-SMALL = dict(sample_size=8, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, cross_attention_dim=32, attention_head_dim=4,
-             down_block_types=("CrossAttnDownBlock2D",)*2, up_block_types=("CrossAttnUpBlock2D",)*2)
+from tune_a_video_nbs.attention import (
+    SparseCausalAttention,
+    TemporalAttention,
+    add_frame_positions,
+    frames_seen,
+    set_frames,
+)
+from tune_a_video_nbs.ddpm import alphas_cumprod, linear_schedule
+from tune_a_video_nbs.inflate import inflate
+from tune_a_video_nbs.tune import trainable_names, tune
+from tune_a_video_nbs.tuned import load_tuned, save_tuned
+
+SMALL = dict(
+    sample_size=8,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    norm_num_groups=8,
+    cross_attention_dim=32,
+    attention_head_dim=4,
+    down_block_types=("CrossAttnDownBlock2D",) * 2,
+    up_block_types=("CrossAttnUpBlock2D",) * 2,
+)
 F = 5
+
 
 @pytest.fixture(scope="module")
 def image_unet():
     net, g = UNet2DConditionModel(**SMALL), torch.Generator().manual_seed(0)
     for name, p in net.named_parameters():
-        scale = .1 if p.ndim == 1 else p[0].numel()**-.5
-        p.data.copy_(scale*torch.randn(p.shape, generator=g) + ("norm" in name and name.endswith("weight")))
+        scale = 0.1 if p.ndim == 1 else p[0].numel() ** -0.5
+        p.data.copy_(scale * torch.randn(p.shape, generator=g) + ("norm" in name and name.endswith("weight")))
     return net.eval().requires_grad_(False)
 
-@pytest.fixture
-def unet(image_unet): return inflate(image_unet, frame_norm="per_frame").eval().requires_grad_(False)
 
-def clip(seed=1): return torch.randn(1, 4, F, 8, 8, generator=torch.Generator().manual_seed(seed))
+@pytest.fixture
+def unet(image_unet):
+    return inflate(image_unet, frame_norm="per_frame").eval().requires_grad_(False)
+
+
+def clip(seed=1):
+    return torch.randn(1, 4, F, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
 TEXT = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(2))
 
+
 @torch.no_grad()
-def predict(net, x): return net(x, 500, TEXT).sample
+def predict(net, x):
+    return net(x, 500, TEXT).sample
+
 
 def awaken(net):
     "As if tuned: the temporal layers speak."
     g = torch.Generator().manual_seed(3)
     for m in net.modules():
-        if isinstance(m, TemporalAttention): m.to_out[0].weight.data.normal_(0, .1, generator=g)
+        if isinstance(m, TemporalAttention):
+            m.to_out[0].weight.data.normal_(0, 0.1, generator=g)
     return net
+
 
 def test_a_later_processor_does_not_undo_the_attention(unet):
     x, before = clip(), predict(awaken(unet), clip())
@@ -47,50 +78,79 @@ def test_a_later_processor_does_not_undo_the_attention(unet):
     # what such a call does to an attention written as a processor: plain self-attention, another answer
     assert (predict(set_frames(unet, "own"), x) - before).abs().max() > 1e-2
 
+
 def test_keys_and_values_are_projected_once_per_frame(unet):
     tokens, hooks = [], []
     for m in unet.modules():
         if isinstance(m, SparseCausalAttention):
-            hooks += [to.register_forward_hook(lambda _, args, out: tokens.append((args[0].shape[:2].numel(), out.shape[:2].numel()))) for to in (m.to_k, m.to_v)]
+            hooks += [
+                to.register_forward_hook(
+                    lambda _, args, out: tokens.append((args[0].shape[:2].numel(), out.shape[:2].numel()))
+                )
+                for to in (m.to_k, m.to_v)
+            ]
     for which in ("both", "first", "all", [0, -1, -2]):
-        tokens.clear(); predict(set_frames(unet, which), clip())
-        assert len(tokens) == len(hooks) > 0 and all(t in ((F*64,)*2, (F*16,)*2) for t in tokens)   # 8x8 and 4x4 places
+        tokens.clear()
+        predict(set_frames(unet, which), clip())
+        assert len(tokens) == len(hooks) > 0 and all(
+            t in ((F * 64,) * 2, (F * 16,) * 2) for t in tokens
+        )  # 8x8 and 4x4 places
+
 
 @pytest.mark.parametrize("which", ["own", "first", "previous", "both", "all", [0, -2], ["next"]], ids=str)
 def test_the_choice_of_frames_reaches_the_whole_network(unet, which):
     "Disturb one frame: after many layers exactly those change that hear of it, at first or second hand."
     set_frames(unet, which)
     assert unet.config.keys_from == which
-    hears = torch.eye(F) + torch.tensor([[float(j in row) for j in range(F)] for row in frames_seen(which, F)])
+    hears = torch.eye(F) + torch.tensor(
+        [[float(j in row) for j in range(F)] for row in frames_seen(which, F)]
+    )
     hears = torch.linalg.matrix_power(hears, F) > 0
-    x = clip(); base = predict(unet, x)
+    x = clip()
+    base = predict(unet, x)
     for k in range(F):
-        other = x.clone(); other[:, :, k] += clip(5)[:, :, k]
+        other = x.clone()
+        other[:, :, k] += clip(5)[:, :, k]
         changed = (predict(unet, other) - base).abs().amax((0, 1, 3, 4))
         assert ((changed > 1e-6) == hears[:, k]).all()
 
+
 def test_own_frames_are_the_image_network(image_unet, unet):
-    x = clip(); video = predict(set_frames(unet, "own"), x)
-    for i in range(F): assert torch.allclose(video[:, :, i], predict(image_unet, x[:, :, i]), atol=1e-5)
+    x = clip()
+    video = predict(set_frames(unet, "own"), x)
+    for i in range(F):
+        assert torch.allclose(video[:, :, i], predict(image_unet, x[:, :, i]), atol=1e-5)
+
 
 def test_positions_leave_the_authors_weights_exact():
-    here = Path(__file__).parent/"parity"
-    facts, data = json.loads((here/"authors.json").read_text()), load_file(here/"authors.safetensors")
-    part = lambda prefix: {k.removeprefix(prefix + "."): v for k, v in data.items() if k.startswith(prefix + ".")}
+    here = Path(__file__).parent / "parity"
+    facts, data = json.loads((here / "authors.json").read_text()), load_file(here / "authors.safetensors")
+
+    def part(prefix):
+        return {k.removeprefix(prefix + "."): v for k, v in data.items() if k.startswith(prefix + ".")}
+
     net = inflate(UNet2DConditionModel.from_config(facts["unet_config"]), frame_norm="shared")
     net.load_state_dict(part("unet"), strict=True)
     x = part("forward.f8")
-    run = lambda: net(x["latents"], x["timestep"], x["encoder_hidden_states"]).sample
-    with torch.no_grad(): before, after = run(), (add_frame_positions(net), run())[1]
-    assert after.equal(before) and (after - x["output"]).abs().max() <= 4*facts["noise_floor"]["f8"]
+
+    def run():
+        return net(x["latents"], x["timestep"], x["encoder_hidden_states"]).sample
+
+    with torch.no_grad():
+        before, after = run(), (add_frame_positions(net), run())[1]
+    assert after.equal(before) and (after - x["output"]).abs().max() <= 4 * facts["noise_floor"]["f8"]
+
 
 class Scheduler:
     alphas_cumprod = alphas_cumprod(linear_schedule())
-    class config: prediction_type = "epsilon"
+
+    class config:
+        prediction_type = "epsilon"
+
 
 def test_positions_learn_are_saved_and_break_the_blindness(image_unet, unet, tmp_path):
     x, backwards = clip(), torch.arange(F).flip(0)
-    set_frames(unet, "all")                                    # the one choice under which only positions can tell the order
+    set_frames(unet, "all")  # the one choice under which only positions can tell the order
     blind = awaken(unet)
     assert torch.allclose(predict(blind, x[:, :, backwards]), predict(blind, x)[:, :, backwards], atol=1e-4)
     plain = trainable_names(unet)
@@ -101,34 +161,60 @@ def test_positions_learn_are_saved_and_break_the_blindness(image_unet, unet, tmp
     assert all(unet.get_parameter(n).abs().max() > 0 for n in positions)
     assert (predict(unet, x[:, :, backwards]) - predict(unet, x)[:, :, backwards]).abs().max() > 1e-3
 
-    save_tuned(unet, tmp_path/"tuned.safetensors")
-    with pytest.raises(ValueError): load_tuned(inflate(image_unet, frame_norm="per_frame"), tmp_path/"tuned.safetensors")
+    save_tuned(unet, tmp_path / "tuned.safetensors")
+    with pytest.raises(ValueError):
+        load_tuned(inflate(image_unet, frame_norm="per_frame"), tmp_path / "tuned.safetensors")
     other = add_frame_positions(set_frames(inflate(image_unet, frame_norm="per_frame"), "all")).eval()
-    load_tuned(other, tmp_path/"tuned.safetensors")
+    load_tuned(other, tmp_path / "tuned.safetensors")
     assert predict(other, x).equal(predict(unet.eval(), x))
+
 
 def test_gradient_checkpointing_with_another_choice_and_positions(unet):
     add_frame_positions(set_frames(awaken(unet), [0, -1, -2])).requires_grad_(True).train()
+
     def gradients():
-        unet.zero_grad(); unet(clip(), 500, TEXT).sample.square().mean().backward()
+        unet.zero_grad()
+        unet(clip(), 500, TEXT).sample.square().mean().backward()
         return {n: p.grad.clone() for n, p in unet.named_parameters()}
-    plain = gradients(); unet.enable_gradient_checkpointing(); saved = gradients()
-    for n, grad in plain.items(): assert torch.allclose(saved[n], grad, atol=1e-6), n
+
+    plain = gradients()
+    unet.enable_gradient_checkpointing()
+    saved = gradients()
+    for n, grad in plain.items():
+        assert torch.allclose(saved[n], grad, atol=1e-6), n
     assert all(plain[n].abs().max() > 0 for n in plain if "frame_positions" in n)
+
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions(dtype):
     for grad in (False, True):
-        layer = SparseCausalAttention(query_dim=16, heads=2, dim_head=8, keys_from=[0, -1, -2]).to(dtype).requires_grad_(grad)
+        layer = (
+            SparseCausalAttention(query_dim=16, heads=2, dim_head=8, keys_from=[0, -1, -2])
+            .to(dtype)
+            .requires_grad_(grad)
+        )
         assert layer(torch.randn(6, 4, 16, dtype=dtype), num_frames=6).dtype == dtype
-        layer = add_frame_positions(TemporalAttention(query_dim=16, heads=2, dim_head=8).to(dtype)).requires_grad_(grad)
-        assert layer.frame_positions.weight.dtype == dtype and layer(torch.randn(6, 4, 16, dtype=dtype), num_frames=6).dtype == dtype
+        layer = add_frame_positions(
+            TemporalAttention(query_dim=16, heads=2, dim_head=8).to(dtype)
+        ).requires_grad_(grad)
+        assert (
+            layer.frame_positions.weight.dtype == dtype
+            and layer(torch.randn(6, 4, 16, dtype=dtype), num_frames=6).dtype == dtype
+        )
+
 
 def test_state_dict_keys_are_the_authors():
     shape = dict(query_dim=16, heads=2, dim_head=8)
     image = set(Attention(**shape).state_dict())
-    assert set(SparseCausalAttention(**shape).state_dict()) == set(TemporalAttention(**shape).state_dict()) == image
-    assert set(add_frame_positions(TemporalAttention(**shape)).state_dict()) - image == {"frame_positions.weight"}
+    assert (
+        set(SparseCausalAttention(**shape).state_dict())
+        == set(TemporalAttention(**shape).state_dict())
+        == image
+    )
+    assert set(add_frame_positions(TemporalAttention(**shape)).state_dict()) - image == {
+        "frame_positions.weight"
+    }
+
 
 @pytest.mark.parametrize("which", ["both", [0, -1, -2], "all"], ids=str)
 def test_compiles_whole(which):

@@ -7,61 +7,80 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/ddim.html.md"""
 # %% auto #0
 __all__ = ['ddim_step', 'to_eps_x0', 'ddim_timesteps', 'ddim_sample', 'ddim_invert']
 
-# %% ../nbs/03_ddim.ipynb #275e58d4
+# %% ../nbs/03_ddim.ipynb #492c9143
 import torch
 from torch import Tensor
+
 from .ddpm import PREDICTION_TYPES, check_like, check_steps, per_item
 
 # %% ../nbs/03_ddim.ipynb #1414da82
-def ddim_step(eps: Tensor,      # the noise in `x_t`, (b, ...)
-              x_t: Tensor,      # noisy data, (b, ...)
-              abar_t,           # share of signal in `x_t`: a number or (b,), in (0, 1)
-              abar_prev,        # share of signal to go to; larger cleans, smaller noises
-              eta: float = 0.,  # 0 is deterministic (DDIM), 1 is as noisy as DDPM's "fixed_small"
-              noise: Tensor|None = None, # standard normal, shaped like `x_t`; needed when `eta` is not 0
-             ) -> Tensor:       # data at `abar_prev`, shaped like `x_t`
+def ddim_step(
+    eps: Tensor,  # the noise in `x_t`, (b, ...)
+    x_t: Tensor,  # noisy data, (b, ...)
+    abar_t,  # share of signal in `x_t`: a number or (b,), in (0, 1)
+    abar_prev,  # share of signal to go to; larger cleans, smaller noises
+    eta: float = 0.0,  # 0 is deterministic (DDIM), 1 is as noisy as DDPM's "fixed_small"
+    noise: Tensor | None = None,  # standard normal, shaped like `x_t`; needed when `eta` is not 0
+) -> Tensor:  # data at `abar_prev`, shaped like `x_t`
     "Go from one noise level to any other: eq. 12 of DDIM (Song et al. 2021), with `sigma` of eq. 16."
     check_like(eps, x_t, "eps")
-    if eta and noise is None: raise ValueError(f"eta is {eta} and noise is None: give standard normal noise shaped like x_t, or eta=0")
+    if eta and noise is None:
+        raise ValueError(
+            f"eta is {eta} and noise is None: give standard normal noise shaped like x_t, or eta=0"
+        )
     now, to = per_item(abar_t, x_t), per_item(abar_prev, x_t)
-    x0 = (x_t - (1 - now).sqrt()*eps)/now.sqrt()
-    if not eta: return (to.sqrt()*x0 + (1 - to).sqrt()*eps).to(x_t.dtype)
+    x0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
+    if not eta:
+        return (to.sqrt() * x0 + (1 - to).sqrt() * eps).to(x_t.dtype)
     check_like(noise, x_t)
     if (to < now).any():
-        raise ValueError(f"eta is {eta} on a step towards noise (abar from {now.max():.4g} to {to.min():.4g}): only eta=0 runs backwards")
-    var = eta**2*(1 - to)/(1 - now)*(1 - now/to)
-    return (to.sqrt()*x0 + (1 - to - var).sqrt()*eps + var.sqrt()*noise).to(x_t.dtype)
+        raise ValueError(
+            f"eta is {eta} on a step towards noise (abar from {now.max():.4g} to {to.min():.4g}): only eta=0 runs backwards"
+        )
+    var = eta**2 * (1 - to) / (1 - now) * (1 - now / to)
+    return (to.sqrt() * x0 + (1 - to - var).sqrt() * eps + var.sqrt() * noise).to(x_t.dtype)
 
 # %% ../nbs/03_ddim.ipynb #cdd6a8eb
-def to_eps_x0(model_output: Tensor, # what the network said, (b, ...)
-              x_t: Tensor,          # what it looked at, (b, ...)
-              abar_t,               # share of signal in `x_t`: a number or (b,), in (0, 1)
-              prediction_type: str = "epsilon", # what its words mean: "epsilon", "sample" or "v_prediction"
-             ) -> tuple[Tensor, Tensor]: # the noise and the clean data it implies, both shaped like `x_t`
+def to_eps_x0(
+    model_output: Tensor,  # what the network said, (b, ...)
+    x_t: Tensor,  # what it looked at, (b, ...)
+    abar_t,  # share of signal in `x_t`: a number or (b,), in (0, 1)
+    prediction_type: str = "epsilon",  # what its words mean: "epsilon", "sample" or "v_prediction"
+) -> tuple[Tensor, Tensor]:  # the noise and the clean data it implies, both shaped like `x_t`
     "Two unknowns, two equations: `x_t = sqrt(abar)*x0 + sqrt(1 - abar)*eps` and the prediction (Salimans & Ho 2022, section 4)."
     check_like(model_output, x_t, "model_output")
     out, abar = model_output, per_item(abar_t, x_t)
     a, s = abar.sqrt(), (1 - abar).sqrt()
-    if   prediction_type == "epsilon":      eps, x0 = out, (x_t - s*out)/a
-    elif prediction_type == "sample":       eps, x0 = (x_t - a*out)/s, out
-    elif prediction_type == "v_prediction": eps, x0 = a*out + s*x_t, a*x_t - s*out
-    else: raise ValueError(f"prediction_type is {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
+    if prediction_type == "epsilon":
+        eps, x0 = out, (x_t - s * out) / a
+    elif prediction_type == "sample":
+        eps, x0 = (x_t - a * out) / s, out
+    elif prediction_type == "v_prediction":
+        eps, x0 = a * out + s * x_t, a * x_t - s * out
+    else:
+        raise ValueError(f"prediction_type is {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
     return eps.to(x_t.dtype), x0.to(x_t.dtype)
 
 # %% ../nbs/03_ddim.ipynb #19114551
-def ddim_timesteps(num_steps: int,         # how many of the trained steps to visit
-                   num_train: int = 1000,  # T, how many the network was trained on
-                   steps_offset: int = 1,  # 1 in Stable Diffusion
-                  ) -> Tensor:             # long (num_steps,), falling
-    "Evenly spaced steps, as diffusers' \"leading\" spacing: DDIM (Song et al. 2021), appendix D.2, linear."
-    if not 1 <= num_steps <= num_train: raise ValueError(f"num_steps is {num_steps}; the network was trained on {num_train}: take 1 to {num_train}")
-    steps = torch.arange(num_steps).flip(0)*(num_train//num_steps) + steps_offset
+def ddim_timesteps(
+    num_steps: int,  # how many of the trained steps to visit
+    num_train: int = 1000,  # T, how many the network was trained on
+    steps_offset: int = 1,  # 1 in Stable Diffusion
+) -> Tensor:  # long (num_steps,), falling
+    'Evenly spaced steps, as diffusers\' "leading" spacing: DDIM (Song et al. 2021), appendix D.2, linear.'
+    if not 1 <= num_steps <= num_train:
+        raise ValueError(
+            f"num_steps is {num_steps}; the network was trained on {num_train}: take 1 to {num_train}"
+        )
+    steps = torch.arange(num_steps).flip(0) * (num_train // num_steps) + steps_offset
     if steps[0] >= num_train:
-        raise ValueError(f"the first of {num_steps} steps would be {steps[0]}, past the last trained one, {num_train - 1}: take fewer, or steps_offset=0")
+        raise ValueError(
+            f"the first of {num_steps} steps would be {steps[0]}, past the last trained one, {num_train - 1}: take fewer, or steps_offset=0"
+        )
     return steps
 
 # %% ../nbs/03_ddim.ipynb #08f29d5b
-def _move(model, x, t, now, to, prediction_type, cond, eta=0., noise=None):
+def _move(model, x, t, now, to, prediction_type, cond, eta=0.0, noise=None):
     "Ask the network about `x` at step `t`, then go from level `now` to level `to`."
     out = model(x, check_steps(t, x, t + 1), **cond)
     eps, _ = to_eps_x0(out, x, now, prediction_type)
@@ -69,37 +88,56 @@ def _move(model, x, t, now, to, prediction_type, cond, eta=0., noise=None):
 
 # %% ../nbs/03_ddim.ipynb #5d080f4c
 @torch.no_grad()
-def ddim_sample(model,                  # called as `model(x_t, t, **cond)` with `t` long (b,)
-                x_T: Tensor,            # standard normal, or what `ddim_invert` gave, (b, ...)
-                alphas_cumprod: Tensor, # (T,), falling, in (0, 1)
-                num_steps: int = 50,    # how many times the network is asked
-                eta: float = 0.,        # 0 is deterministic, 1 as noisy as DDPM
-                generator: torch.Generator|None = None, # draws the noise of each step when `eta` is not 0
-                callback=None,          # called as `callback(t, x)` with each new `x`
-                prediction_type: str = "epsilon", # what the model says: "epsilon", "sample" or "v_prediction"
-                **cond,                 # passed on to the model
-               ) -> Tensor:             # samples, shaped like `x_T`, at the noise level of step 0
+def ddim_sample(
+    model,  # called as `model(x_t, t, **cond)` with `t` long (b,)
+    x_T: Tensor,  # standard normal, or what `ddim_invert` gave, (b, ...)
+    alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
+    num_steps: int = 50,  # how many times the network is asked
+    eta: float = 0.0,  # 0 is deterministic, 1 as noisy as DDPM
+    generator: torch.Generator | None = None,  # draws the noise of each step when `eta` is not 0
+    callback=None,  # called as `callback(t, x)` with each new `x`
+    prediction_type: str = "epsilon",  # what the model says: "epsilon", "sample" or "v_prediction"
+    **cond,  # passed on to the model
+) -> Tensor:  # samples, shaped like `x_T`, at the noise level of step 0
     "From noise to data in a few steps: DDIM (Song et al. 2021), eq. 12, ending at step 0 as Stable Diffusion does."
-    x, stride = x_T, len(alphas_cumprod)//num_steps if num_steps > 0 else 0
-    draw = lambda: torch.randn(x.shape, generator=generator, device=getattr(generator, "device", x.device), dtype=x.dtype).to(x)
+    x, stride = x_T, len(alphas_cumprod) // num_steps if num_steps > 0 else 0
+
+    def draw():
+        return torch.randn(
+            x.shape, generator=generator, device=getattr(generator, "device", x.device), dtype=x.dtype
+        ).to(x)
+
     for t in ddim_timesteps(num_steps, len(alphas_cumprod)).tolist():
-        x = _move(model, x, t, alphas_cumprod[t], alphas_cumprod[max(t - stride, 0)], prediction_type, cond, eta, draw() if eta else None)
-        if callback: callback(t, x)
+        x = _move(
+            model,
+            x,
+            t,
+            alphas_cumprod[t],
+            alphas_cumprod[max(t - stride, 0)],
+            prediction_type,
+            cond,
+            eta,
+            draw() if eta else None,
+        )
+        if callback:
+            callback(t, x)
     return x
 
 # %% ../nbs/03_ddim.ipynb #0e6b3d27
 @torch.no_grad()
-def ddim_invert(model,                  # called as `model(x, t, **cond)` with `t` long (b,)
-                x0: Tensor,             # clean data, (b, ...)
-                alphas_cumprod: Tensor, # (T,), falling, in (0, 1)
-                num_steps: int = 50,    # how many times the network is asked
-                callback=None,          # called as `callback(t, x)` with each new `x`
-                prediction_type: str = "epsilon", # what the model says: "epsilon", "sample" or "v_prediction"
-                **cond,                 # passed on to the model
-               ) -> Tensor:             # the noise that `ddim_sample` takes back to `x0`, shaped like it
+def ddim_invert(
+    model,  # called as `model(x, t, **cond)` with `t` long (b,)
+    x0: Tensor,  # clean data, (b, ...)
+    alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
+    num_steps: int = 50,  # how many times the network is asked
+    callback=None,  # called as `callback(t, x)` with each new `x`
+    prediction_type: str = "epsilon",  # what the model says: "epsilon", "sample" or "v_prediction"
+    **cond,  # passed on to the model
+) -> Tensor:  # the noise that `ddim_sample` takes back to `x0`, shaped like it
     "The same steps in the other order, each with its noise guessed at the nearer end: DDIM (Song et al. 2021), section 5.4."
-    x, stride = x0, len(alphas_cumprod)//num_steps if num_steps > 0 else 0
+    x, stride = x0, len(alphas_cumprod) // num_steps if num_steps > 0 else 0
     for t in ddim_timesteps(num_steps, len(alphas_cumprod)).flip(0).tolist():
         x = _move(model, x, t, alphas_cumprod[max(t - stride, 0)], alphas_cumprod[t], prediction_type, cond)
-        if callback: callback(t, x)
+        if callback:
+            callback(t, x)
     return x

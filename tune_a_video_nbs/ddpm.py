@@ -6,123 +6,150 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/ddpm.html.md"""
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'alphas_cumprod', 'linear_schedule', 'scaled_linear_schedule', 'cosine_schedule', 'snr',
-           'per_item', 'check_steps', 'check_like', 'q_sample', 'target', 'ddpm_loss', 'ddpm_step', 'ddpm_sample',
-           'save_atomic', 'save_checkpoint', 'load_checkpoint', 'fit']
+           'per_item', 'check_steps', 'check_like', 'q_sample', 'target', 'ddpm_loss', 'ddpm_step', 'ddpm_sample']
 
-# %% ../nbs/02_ddpm.ipynb #943e87b4
-import glob, math, os
-from pathlib import Path
-import torch, torch.nn.functional as F
+# %% ../nbs/02_ddpm.ipynb #018a4440
+import math
+
+import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from tqdm.auto import tqdm
 
 # %% ../nbs/02_ddpm.ipynb #872e3ace
-def alphas_cumprod(betas: Tensor, # variances added by each step, (T,), in (0, 1)
-                  ) -> Tensor:    # (T,), falling, in (0, 1)
+def alphas_cumprod(
+    betas: Tensor,  # variances added by each step, (T,), in (0, 1)
+) -> Tensor:  # (T,), falling, in (0, 1)
     "The share of the picture's variance left after each step, `abar`: eq. 4 of DDPM (Ho et al. 2020)."
     if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-        raise ValueError(f"betas have shape {tuple(betas.shape)} and run from {betas.min():.4g} to {betas.max():.4g}; give (T,) values in (0, 1)")
+        raise ValueError(
+            f"betas have shape {tuple(betas.shape)} and run from {betas.min():.4g} to {betas.max():.4g}; give (T,) values in (0, 1)"
+        )
     return torch.cumprod(1 - betas, 0)
 
 # %% ../nbs/02_ddpm.ipynb #73e1dadf
-def linear_schedule(num_steps: int = 1000,     # T, the length of the chain
-                    beta_start: float = 1e-4,  # variance added by the first step, in (0, 1)
-                    beta_end: float = .02,     # variance added by the last step, in (0, 1)
-                   ) -> Tensor:                # betas (T,), float32, rising
+def linear_schedule(
+    num_steps: int = 1000,  # T, the length of the chain
+    beta_start: float = 1e-4,  # variance added by the first step, in (0, 1)
+    beta_end: float = 0.02,  # variance added by the last step, in (0, 1)
+) -> Tensor:  # betas (T,), float32, rising
     "The schedule of DDPM (Ho et al. 2020, section 4): betas on a straight line."
     return torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float32)
 
-def scaled_linear_schedule(num_steps: int = 1000,      # T, the length of the chain
-                           beta_start: float = .00085, # variance added by the first step, in (0, 1)
-                           beta_end: float = .012,     # variance added by the last step, in (0, 1)
-                          ) -> Tensor:                 # betas (T,), float32, rising
-    "The schedule of latent diffusion (Rombach et al. 2022, their code) and Stable Diffusion: *square roots* of betas on a line."
-    return torch.linspace(beta_start**.5, beta_end**.5, num_steps, dtype=torch.float32)**2
 
-def cosine_schedule(num_steps: int = 1000,   # T, the length of the chain
-                    offset: float = .008,    # keeps the first betas from vanishing: `s` in the paper
-                    max_beta: float = .999,  # the last betas are cut off here: 1 would leave no signal at all
-                   ) -> Tensor:              # betas (T,), float32, rising
+def scaled_linear_schedule(
+    num_steps: int = 1000,  # T, the length of the chain
+    beta_start: float = 0.00085,  # variance added by the first step, in (0, 1)
+    beta_end: float = 0.012,  # variance added by the last step, in (0, 1)
+) -> Tensor:  # betas (T,), float32, rising
+    "The schedule of latent diffusion (Rombach et al. 2022, their code) and Stable Diffusion: *square roots* of betas on a line."
+    return torch.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=torch.float32) ** 2
+
+
+def cosine_schedule(
+    num_steps: int = 1000,  # T, the length of the chain
+    offset: float = 0.008,  # keeps the first betas from vanishing: `s` in the paper
+    max_beta: float = 0.999,  # the last betas are cut off here: 1 would leave no signal at all
+) -> Tensor:  # betas (T,), float32, rising
     "Improved DDPM (Nichol & Dhariwal 2021, eq. 17): the share of signal follows a squared cosine."
-    t = torch.arange(num_steps + 1, dtype=torch.float64)/num_steps
-    abar = torch.cos((t + offset)/(1 + offset)*math.pi/2)**2
-    return (1 - abar[1:]/abar[:-1]).clamp(max=max_beta).float()
+    t = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    abar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - abar[1:] / abar[:-1]).clamp(max=max_beta).float()
 
 # %% ../nbs/02_ddpm.ipynb #7a85ef83
-def snr(alphas_cumprod: Tensor, # (T,), falling, in (0, 1)
-       ) -> Tensor:             # (T,), variance of the signal over variance of the noise
+def snr(
+    alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
+) -> Tensor:  # (T,), variance of the signal over variance of the noise
     "Signal-to-noise ratio `abar/(1 - abar)`: Variational Diffusion Models (Kingma et al. 2021, eq. 2)."
-    return alphas_cumprod/(1 - alphas_cumprod)
+    return alphas_cumprod / (1 - alphas_cumprod)
 
 # %% ../nbs/02_ddpm.ipynb #8f3a7fee
-def per_item(values: Tensor, # one number for all, (), or one per item, (b,)
-             x: Tensor,      # (b, ...): what they are to multiply
-            ) -> Tensor:     # (b, 1, ...), on the device of `x`
+def per_item(
+    values: Tensor,  # one number for all, (), or one per item, (b,)
+    x: Tensor,  # (b, ...): what they are to multiply
+) -> Tensor:  # (b, 1, ...), on the device of `x`
     "Shape per-item numbers to broadcast over a batch. Raises `ValueError` when their count is not the batch's."
     values = torch.as_tensor(values, device=x.device)
     if values.shape not in (x.shape[:1], ()):
-        raise ValueError(f"values have shape {tuple(values.shape)}; the batch has {len(x)} items: give one number, or one per item")
-    return rearrange(values.expand(len(x)), "b -> b" + " 1"*(x.ndim - 1))
+        raise ValueError(
+            f"values have shape {tuple(values.shape)}; the batch has {len(x)} items: give one number, or one per item"
+        )
+    return rearrange(values.expand(len(x)), "b -> b" + " 1" * (x.ndim - 1))
 
-def check_steps(t,              # int, or long tensor () or (b,)
-                x: Tensor,      # (b, ...), the batch
-                num_steps: int, # T, the length of the chain
-               ) -> Tensor:     # long (b,), on the device of `x`
+
+def check_steps(
+    t,  # int, or long tensor () or (b,)
+    x: Tensor,  # (b, ...), the batch
+    num_steps: int,  # T, the length of the chain
+) -> Tensor:  # long (b,), on the device of `x`
     "One timestep per item. Raises `ValueError` when one is not a whole number in [0, T), or their count is not the batch's."
     t = torch.as_tensor(t, device=x.device)
     if t.is_floating_point() or t.shape not in (x.shape[:1], ()):
-        raise ValueError(f"t is {t.dtype} of shape {tuple(t.shape)}; give whole numbers, one for each of the {len(x)} items of the batch")
-    if t.numel() and not (0 <= t.min() and t.max() < num_steps):
+        raise ValueError(
+            f"t is {t.dtype} of shape {tuple(t.shape)}; give whole numbers, one for each of the {len(x)} items of the batch"
+        )
+    if t.numel() and not (t.min() >= 0 and t.max() < num_steps):
         raise ValueError(f"t runs from {t.min()} to {t.max()}; the schedule has steps 0 to {num_steps - 1}")
     return t.long().expand(len(x))
 
-def check_like(noise: Tensor,       # what must fit
-               x: Tensor,           # the batch it must fit
-               name: str = "noise", # what to call it in the message
-              ) -> None:
+
+def check_like(
+    noise: Tensor,  # what must fit
+    x: Tensor,  # the batch it must fit
+    name: str = "noise",  # what to call it in the message
+) -> None:
     "Raises `ValueError` when two tensors differ in shape, before broadcasting hides it."
-    if noise.shape != x.shape: raise ValueError(f"{name} has shape {tuple(noise.shape)}; it must be shaped like the batch, {tuple(x.shape)}")
+    if noise.shape != x.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(noise.shape)}; it must be shaped like the batch, {tuple(x.shape)}"
+        )
 
 # %% ../nbs/02_ddpm.ipynb #321bd5fc
-def q_sample(x0: Tensor,              # clean data, (b, ...): pictures, latents or points
-             t: Tensor,               # one timestep per item, (b,), in [0, T)
-             noise: Tensor,           # standard normal, shaped like `x0`
-             alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
-            ) -> Tensor:              # noisy data, shaped like `x0`
+def q_sample(
+    x0: Tensor,  # clean data, (b, ...): pictures, latents or points
+    t: Tensor,  # one timestep per item, (b,), in [0, T)
+    noise: Tensor,  # standard normal, shaped like `x0`
+    alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
+) -> Tensor:  # noisy data, shaped like `x0`
     "Jump straight to step `t` of the forward process: eq. 4 of DDPM (Ho et al. 2020)."
     check_like(noise, x0)
     t = check_steps(t, x0, len(alphas_cumprod))
     abar = per_item(alphas_cumprod.to(x0.device)[t], x0)
-    return (abar.sqrt()*x0 + (1 - abar).sqrt()*noise).to(x0.dtype)
+    return (abar.sqrt() * x0 + (1 - abar).sqrt() * noise).to(x0.dtype)
 
 # %% ../nbs/02_ddpm.ipynb #3a50e14e
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")   # diffusers' names
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # diffusers' names
 
-def target(x0: Tensor,             # clean data, (b, ...)
-           t: Tensor,              # one timestep per item, (b,), in [0, T)
-           noise: Tensor,          # the noise that was added, shaped like `x0`
-           alphas_cumprod: Tensor, # (T,), falling, in (0, 1)
-           prediction_type: str = "epsilon", # "epsilon", "sample" or "v_prediction"
-          ) -> Tensor:             # what the network should say, shaped like `x0`
+
+def target(
+    x0: Tensor,  # clean data, (b, ...)
+    t: Tensor,  # one timestep per item, (b,), in [0, T)
+    noise: Tensor,  # the noise that was added, shaped like `x0`
+    alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
+    prediction_type: str = "epsilon",  # "epsilon", "sample" or "v_prediction"
+) -> Tensor:  # what the network should say, shaped like `x0`
     "The noise (DDPM, eq. 14), the clean data, or `v = sqrt(abar)*noise - sqrt(1 - abar)*x0` (Salimans & Ho 2022, section 4)."
     check_like(noise, x0)
     t = check_steps(t, x0, len(alphas_cumprod))
-    if prediction_type == "epsilon": return noise
-    if prediction_type == "sample": return x0
-    if prediction_type != "v_prediction": raise ValueError(f"prediction_type is {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return x0
+    if prediction_type != "v_prediction":
+        raise ValueError(f"prediction_type is {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
     abar = per_item(alphas_cumprod.to(x0.device)[t], x0)
-    return (abar.sqrt()*noise - (1 - abar).sqrt()*x0).to(x0.dtype)
+    return (abar.sqrt() * noise - (1 - abar).sqrt() * x0).to(x0.dtype)
 
 # %% ../nbs/02_ddpm.ipynb #5d59d7bd
-def ddpm_loss(model,                  # called as `model(x_t, t, **cond)`, returns a tensor shaped like `x_t`
-              x0: Tensor,             # clean data, (b, ...)
-              t: Tensor,              # one timestep per item, (b,), in [0, T)
-              noise: Tensor,          # standard normal, shaped like `x0`
-              alphas_cumprod: Tensor, # (T,), falling, in (0, 1)
-              prediction_type: str = "epsilon", # "epsilon", "sample" or "v_prediction"
-              **cond,                 # passed on to the model: text, class, ...
-             ) -> Tensor:             # scalar, float32
+def ddpm_loss(
+    model,  # called as `model(x_t, t, **cond)`, returns a tensor shaped like `x_t`
+    x0: Tensor,  # clean data, (b, ...)
+    t: Tensor,  # one timestep per item, (b,), in [0, T)
+    noise: Tensor,  # standard normal, shaped like `x0`
+    alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
+    prediction_type: str = "epsilon",  # "epsilon", "sample" or "v_prediction"
+    **cond,  # passed on to the model: text, class, ...
+) -> Tensor:  # scalar, float32
     "The simple loss: noise the data, ask the network, mean squared error. Eq. 14 of DDPM (Ho et al. 2020)."
     want = target(x0, t, noise, alphas_cumprod, prediction_type)
     t = check_steps(t, x0, len(alphas_cumprod))
@@ -131,193 +158,52 @@ def ddpm_loss(model,                  # called as `model(x_t, t, **cond)`, retur
     return F.mse_loss(said.float(), want.float())
 
 # %% ../nbs/02_ddpm.ipynb #9358604b
-def ddpm_step(eps: Tensor,            # the network's guess of the noise in `x_t`, (b, ...)
-              t: Tensor,              # where we are: one timestep per item, (b,), or one for all; in [0, T)
-              x_t: Tensor,            # noisy data, (b, ...)
-              alphas_cumprod: Tensor, # (T,), falling, in (0, 1)
-              noise: Tensor|None = None, # standard normal, shaped like `x_t`; without it, the mean of the step
-              variance: str = "fixed_small", # "fixed_small" (posterior variance) or "fixed_large" (beta)
-             ) -> Tensor:             # data one step cleaner, shaped like `x_t`
+def ddpm_step(
+    eps: Tensor,  # the network's guess of the noise in `x_t`, (b, ...)
+    t: Tensor,  # where we are: one timestep per item, (b,), or one for all; in [0, T)
+    x_t: Tensor,  # noisy data, (b, ...)
+    alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
+    noise: Tensor | None = None,  # standard normal, shaped like `x_t`; without it, the mean of the step
+    variance: str = "fixed_small",  # "fixed_small" (posterior variance) or "fixed_large" (beta)
+) -> Tensor:  # data one step cleaner, shaped like `x_t`
     "One ancestral step from `t` to `t - 1`: algorithm 2 of DDPM (Ho et al. 2020), variances of section 3.2. Step 0 adds no noise."
     check_like(eps, x_t, "eps")
     t = check_steps(t, x_t, len(alphas_cumprod))
     table = alphas_cumprod.to(x_t.device)
     abar = per_item(table[t], x_t)
-    prev = per_item(torch.where(t > 0, table[t - 1], 1), x_t)   # before step 0 there is no noise at all
-    beta = 1 - abar/prev
-    x0 = (x_t - (1 - abar).sqrt()*eps)/abar.sqrt()
-    mean = (prev.sqrt()*beta*x0 + (1 - beta).sqrt()*(1 - prev)*x_t)/(1 - abar)         # eq. 7
+    prev = per_item(torch.where(t > 0, table[t - 1], 1), x_t)  # before step 0 there is no noise at all
+    beta = 1 - abar / prev
+    x0 = (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()
+    mean = (prev.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - prev) * x_t) / (1 - abar)  # eq. 7
     if variance not in ("fixed_small", "fixed_large"):
         raise ValueError(f"variance is {variance!r}; use 'fixed_small' or 'fixed_large'")
-    if noise is None: return mean.to(x_t.dtype)
+    if noise is None:
+        return mean.to(x_t.dtype)
     check_like(noise, x_t)
-    var = beta*(1 - prev)/(1 - abar) if variance == "fixed_small" else beta            # eq. 7, or beta itself
-    return (mean + var.sqrt()*noise*per_item(t > 0, x_t)).to(x_t.dtype)
+    var = beta * (1 - prev) / (1 - abar) if variance == "fixed_small" else beta  # eq. 7, or beta itself
+    return (mean + var.sqrt() * noise * per_item(t > 0, x_t)).to(x_t.dtype)
 
 # %% ../nbs/02_ddpm.ipynb #cd70c320
 @torch.no_grad()
-def ddpm_sample(model,                  # called as `model(x_t, t, **cond)` with `t` long (b,); returns the noise it sees
-                shape: tuple,           # of the result, (b, ...)
-                alphas_cumprod: Tensor, # (T,), falling, in (0, 1); the result is on its device
-                generator: torch.Generator|None = None, # draws the start and the noise of every step
-                callback=None,          # called as `callback(t, x)` with each new `x`, from t = T - 1 down to 0
-                variance: str = "fixed_small", # "fixed_small" or "fixed_large", as in `ddpm_step`
-                **cond,                 # passed on to the model
-               ) -> Tensor:             # samples, float32 of `shape`
+def ddpm_sample(
+    model,  # called as `model(x_t, t, **cond)` with `t` long (b,); returns the noise it sees
+    shape: tuple,  # of the result, (b, ...)
+    alphas_cumprod: Tensor,  # (T,), falling, in (0, 1); the result is on its device
+    generator: torch.Generator | None = None,  # draws the start and the noise of every step
+    callback=None,  # called as `callback(t, x)` with each new `x`, from t = T - 1 down to 0
+    variance: str = "fixed_small",  # "fixed_small" or "fixed_large", as in `ddpm_step`
+    **cond,  # passed on to the model
+) -> Tensor:  # samples, float32 of `shape`
     "From pure noise to data in T steps: algorithm 2 of DDPM (Ho et al. 2020)."
     device = generator.device if generator is not None else alphas_cumprod.device
-    draw = lambda: torch.randn(tuple(shape), generator=generator, device=device).to(alphas_cumprod.device)
+
+    def draw():
+        return torch.randn(tuple(shape), generator=generator, device=device).to(alphas_cumprod.device)
+
     x = draw()
     for t in reversed(range(len(alphas_cumprod))):
         eps = model(x, check_steps(t, x, len(alphas_cumprod)), **cond)
         x = ddpm_step(eps, t, x, alphas_cumprod, noise=draw() if t else None, variance=variance)
-        if callback: callback(t, x)
+        if callback:
+            callback(t, x)
     return x
-
-# %% ../nbs/02_ddpm.ipynb #7c61f0c8
-def _alive(pid):
-    if os.name != "posix": return True   # elsewhere there is no asking without harm
-    try: os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError): return False
-    except PermissionError: pass
-    return True
-
-def _sweep(path):
-    "Remove what killed processes left of the file `path` under `save_atomic`'s temporary names."
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        pid = part.name.split(".")[-2]
-        if pid.isdigit() and part.is_file() and not _alive(int(pid)): part.unlink(missing_ok=True)
-
-def save_atomic(write,      # called with a temporary path, writes the file there
-                path: str|Path, # where the whole file appears at once
-               ) -> Path:
-    "Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True); _sweep(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with open(part, "rb+") as f: os.fsync(f.fileno())   # on the disk before it has its name, or a power cut leaves an empty file
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-    return path
-
-# %% ../nbs/02_ddpm.ipynb #94957a3a
-def save_checkpoint(path: str|Path, # where the file appears
-                    step: int,      # steps done
-                    params: dict,   # name -> tensor that learns
-                    opt: torch.optim.Optimizer,
-                    average: dict,  # name -> running average; empty when none is kept
-                    generator: torch.Generator|None, # whose state goes along
-                    **more,         # kept beside these, if not empty: `about`, `scaler`
-                   ) -> Path:
-    "All that `fit` needs to go on as if it had never stopped. Raises `OSError` when it cannot be written; the file before it stays."
-    state = dict(step=step, params={k: v.detach() for k, v in params.items()}, optimizer=opt.state_dict(), average=average,
-                 generator=generator.get_state() if generator is not None else None, **{k: v for k, v in more.items() if v})
-    def write(part):
-        try:
-            with open(part, "wb") as f: torch.save(state, f)
-        except (OSError, RuntimeError) as e:   # torch says of a full disk that it is at an unexpected position
-            raise OSError(getattr(e, "errno", None) or 5, f"the checkpoint of step {step} could not be written ({e}); an older one is as it was", str(path)) from e
-    return save_atomic(write, path)
-
-def _read_checkpoint(path):
-    "The file's content: tensors, numbers and words, never code."
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError: raise
-    except Exception as e: raise ValueError(f"{path} is damaged, or holds more than tensors (nothing in it was run): move it away to start anew") from e
-    if not isinstance(state, dict) or not {"step", "params", "optimizer", "average", "generator"} <= set(state):
-        raise ValueError(f"{path} is no checkpoint of a training run: give another name")
-    return state
-
-def _alike(a, b):
-    "Equal; numbers to one in ten thousand, as they may come from sums in another order."
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)): return len(a) == len(b) and all(map(_alike, a, b))
-    return math.isclose(a, b, rel_tol=1e-4) if isinstance(a, float) and isinstance(b, (int, float)) else a == b
-
-def _check_checkpoint(path, state, params, about, most):
-    "Is it of this network, and of these settings? Raises `ValueError`."
-    if most is not None and state["step"] > most:
-        raise ValueError(f"{path} has {state['step']} steps behind it, more than the {most} asked for: ask for more, or take another file")
-    had, want = ({k: tuple(v.shape) for k, v in d.items()} for d in (state["params"], params))
-    for k in {**want, **had}:
-        if had.get(k) != want.get(k):
-            raise ValueError(f"{path} is of another network: {k} is {had.get(k, 'missing')} there and {want.get(k, 'missing')} here; take another file to start anew")
-    for k, v in (about or {}).items():
-        if not _alike(old := state.get("about", {}).get(k, v), v):
-            raise ValueError(f"{path} was begun with {k}={old!r}, and now it is {v!r}: set it back to go on, or take another file to start anew")
-
-def load_checkpoint(path: str|Path, # a file of `save_checkpoint`
-                    params: dict,   # gets the saved values, in place
-                    opt: torch.optim.Optimizer, # gets its state
-                    generator: torch.Generator|None, # gets its state
-                    about: dict|None = None, # settings that must be those of the file, where it has any
-                    scaler=None,    # gets its state
-                    most: int|None = None, # steps that it may have behind it
-                   ) -> tuple[int, dict]: # steps done, and the running average
-    "Put everything back where `save_checkpoint` found it. Raises `ValueError`, and changes nothing, if the file is damaged or of another run."
-    state = _read_checkpoint(path)
-    _check_checkpoint(path, state, params, about, most)
-    opt.load_state_dict(state["optimizer"])
-    for k, v in params.items(): v.data.copy_(state["params"][k])
-    if generator is not None: generator.set_state(state["generator"])
-    if scaler is not None and "scaler" in state: scaler.load_state_dict(state["scaler"])
-    return state["step"], {k: v.to(params[k]) for k, v in state["average"].items()}
-
-# %% ../nbs/02_ddpm.ipynb #3e29cdf9
-def _rate(step, steps, warmup, decay):
-    "Share of the peak learning rate: a linear rise, then half a cosine, or the peak."
-    return min(1, (step + 1)/max(1, warmup))*(.5 + .5*math.cos(math.pi*min(1, step/steps)) if decay else 1)
-
-def _gradients(loss_fn, step, accelerator):
-    "Fill the gradients from one batch, or from the several that `accelerator` gathers for one step; their mean loss."
-    if accelerator is None: loss = loss_fn(step); loss.backward(); return loss.detach()
-    losses = []
-    for _ in range(accelerator.gradient_accumulation_steps):
-        with accelerator.accumulate(): loss = loss_fn(step); accelerator.backward(loss); losses.append(loss.detach())
-    return torch.stack(losses).mean()
-
-def _resume(path, *args):
-    "Steps done and the running average of a checkpoint, if there is one."
-    if not path or not Path(path).exists(): return 0, {}
-    _sweep(Path(path))
-    return load_checkpoint(path, *args)
-
-def fit(loss_fn,            # `loss_fn(step)` draws a batch and returns a scalar loss
-        params: dict,       # name -> tensor that learns
-        steps: int,         # optimizer steps in all
-        lr: float,          # peak learning rate of AdamW
-        warmup: int = 0,    # steps of linear rise; after them the rate follows half a cosine to zero if `decay`
-        decay: bool = True,
-        weight_decay: float = 1e-2,
-        clip_norm: float = 1.,    # largest norm of the whole gradient
-        ema: float = 0.,    # decay of the running average of the weights; 0 keeps none
-        checkpoint: str|Path|None = None, # a file to resume from and to save to
-        every: int = 500,   # steps between checkpoints
-        generator: torch.Generator|None = None, # its state is kept in the checkpoint, so a resumed run draws the same numbers
-        callback=None,      # called as `callback(step, loss, average)` after each step
-        progress: str|None = None, # name on the progress bar; no bar without one
-        about: dict|None = None,   # settings to keep in the checkpoint; one that has others is refused
-        accelerator=None,   # accelerate's, for half precision and for several batches a step
-       ) -> dict:           # name -> running average of each tensor (the tensors themselves without `ema`)
-    "The one training loop of this book: AdamW, warm-up and cosine decay, clipped gradients, averaged weights, resumable."
-    tensors, scaler = list(params.values()), getattr(accelerator, "scaler", None)
-    opt = torch.optim.AdamW(tensors, lr=lr, weight_decay=weight_decay, betas=(.9, .99), fused=True)
-    if accelerator: opt = accelerator.prepare(opt)
-    clip = accelerator.clip_grad_norm_ if accelerator else torch.nn.utils.clip_grad_norm_
-    average = {k: v.detach().clone() if ema else v.detach() for k, v in params.items()}
-    start, saved = _resume(checkpoint, params, opt, generator, about, scaler, steps)
-    if ema and saved: average = saved
-    with tqdm(range(start, steps), initial=start, total=steps, desc=progress, disable=progress is None) as bar:
-        for step in bar:
-            for group in opt.param_groups: group["lr"] = lr*_rate(step, steps, warmup, decay)
-            loss = _gradients(loss_fn, step, accelerator)
-            if clip_norm: clip(tensors, clip_norm)
-            opt.step(); opt.zero_grad(set_to_none=True)
-            if ema:   # a short memory at first, so early averages are not stuck at the start
-                torch._foreach_lerp_(list(average.values()), [v.detach() for v in tensors], 1 - min(ema, (1 + step)/(10 + step)))
-            if step % 10 == 0: bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-            if callback: callback(step, loss.item(), average)
-            if checkpoint and ((step + 1) % every == 0 or step + 1 == steps):
-                save_checkpoint(checkpoint, step + 1, params, opt, average if ema else {}, generator, about=about,
-                                scaler=scaler and scaler.state_dict())
-    return average

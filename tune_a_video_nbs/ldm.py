@@ -8,94 +8,138 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/ldm.html.md"""
 __all__ = ['bundled', 'model_path', 'as_ddim', 'quiet', 'load_image_model', 'known_words', 'unknown_words', 'check_prompt',
            'encode_text', 'guide']
 
-# %% ../nbs/04_ldm.ipynb #49c1fbad
-import logging, re, warnings
+# %% ../nbs/04_ldm.ipynb #ldm-imports
+import re
+import warnings
 from importlib.resources import files
 from pathlib import Path
+
 import torch
-# Without torchvision, transformers announces that it takes another class for pictures. Nothing here uses either.
-logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "requires torchvision" not in record.getMessage())
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 # %% ../nbs/04_ldm.ipynb #897c6a40
-def bundled() -> list[str]: # names
+def bundled() -> list[str]:  # names
     "The models that ship inside this package."
-    return sorted(p.name for p in (files("tune_a_video_nbs")/"assets").iterdir() if (p/"model_index.json").is_file())
+    return sorted(
+        p.name for p in (files("tune_a_video_nbs") / "assets").iterdir() if (p / "model_index.json").is_file()
+    )
 
-def model_path(name: str|Path, # "sprites", a folder in diffusers' layout, or a Hub name such as "runwayml/stable-diffusion-v1-5"
-              ) -> str:        # what diffusers' `from_pretrained` takes
+
+def model_path(
+    name: str
+    | Path,  # "sprites", a folder in diffusers' layout, or a Hub name such as "runwayml/stable-diffusion-v1-5"
+) -> str:  # what diffusers' `from_pretrained` takes
     "Where a model lives. Raises `FileNotFoundError` for what is neither bundled, nor a folder with a model in it, nor a Hub name."
-    if str(name) in bundled(): return str(files("tune_a_video_nbs")/"assets"/str(name))
+    if str(name) in bundled():
+        return str(files("tune_a_video_nbs") / "assets" / str(name))
     if Path(name).is_dir():
-        if not (Path(name)/"model_index.json").is_file():
-            raise FileNotFoundError(f"{name} holds no model_index.json: give a folder that diffusers' save_pretrained wrote")
+        if not (Path(name) / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"{name} holds no model_index.json: give a folder that diffusers' save_pretrained wrote"
+            )
         return str(name)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)): return str(name)
-    raise FileNotFoundError(f"no model called {str(name)!r}: use {', '.join(map(repr, bundled()))}, a model folder, or a Hub name like 'owner/model'")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        return str(name)
+    raise FileNotFoundError(
+        f"no model called {str(name)!r}: use {', '.join(map(repr, bundled()))}, a model folder, or a Hub name like 'owner/model'"
+    )
 
 # %% ../nbs/04_ldm.ipynb #ee053bf4
-def as_ddim(scheduler,          # any of diffusers' that knows `alphas_cumprod`
-           ) -> DDIMScheduler:  # the very same if it can be used as it is
+def as_ddim(
+    scheduler,  # any of diffusers' that knows `alphas_cumprod`
+) -> DDIMScheduler:  # the very same if it can be used as it is
     "The DDIM that a scheduler's config describes, fit for latents and for running backwards. Warns of what it changed."
     kind, c = type(scheduler).__name__, scheduler.config
-    if not hasattr(scheduler, "alphas_cumprod"): raise ValueError(f"{kind} has no alphas_cumprod: what was not trained as DDPM, DDIM cannot invert")
-    fit = dict(clip_sample=False, thresholding=False)   # latents have no range to be clipped to
-    if c.get("timestep_spacing", "leading") not in ("leading", "trailing"): fit["timestep_spacing"] = "leading"  # all that DDIMInverseScheduler knows
-    if isinstance(scheduler, DDIMScheduler) and all(c.get(k) == v for k, v in fit.items()): return scheduler
-    warnings.warn(f"{kind} is replaced by DDIM, built from its config with {', '.join(f'{k}={v}' for k, v in fit.items())}: "
-                  "what is inverted by DDIM leads back by DDIM only")
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{kind} has no alphas_cumprod: what was not trained as DDPM, DDIM cannot invert")
+    fit = dict(clip_sample=False, thresholding=False)  # latents have no range to be clipped to
+    if c.get("timestep_spacing", "leading") not in ("leading", "trailing"):
+        fit["timestep_spacing"] = "leading"  # all that DDIMInverseScheduler knows
+    if isinstance(scheduler, DDIMScheduler) and all(c.get(k) == v for k, v in fit.items()):
+        return scheduler
+    warnings.warn(
+        f"{kind} is replaced by DDIM, built from its config with {', '.join(f'{k}={v}' for k, v in fit.items())}: "
+        "what is inverted by DDIM leads back by DDIM only"
+    )
     return DDIMScheduler.from_config(c, **fit)
 
 # %% ../nbs/04_ldm.ipynb #9427af06
 def quiet():
     "Silence the loading bars and the advice of transformers and diffusers; downloads keep their bar."
-    import diffusers, huggingface_hub.utils, transformers
-    for lib in (transformers, diffusers): lib.utils.logging.set_verbosity_error(); lib.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.enable_progress_bars()   # transformers switches it off with its own
+    import diffusers
+    import huggingface_hub.utils
+    import transformers
 
-def load_image_model(name: str|Path = "sprites", # as `model_path`
-                     **kwargs,                   # to diffusers, such as `torch_dtype`
-                    ) -> StableDiffusionPipeline:
+    for lib in (transformers, diffusers):
+        lib.utils.logging.set_verbosity_error()
+        lib.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()  # transformers switches it off with its own
+
+
+def load_image_model(
+    name: str | Path = "sprites",  # as `model_path`
+    **kwargs,  # to diffusers, such as `torch_dtype`
+) -> StableDiffusionPipeline:
     "diffusers' own text-to-image pipeline with a DDIM scheduler. Only safetensors are read, never pickles."
     from diffusers import DiffusionPipeline
-    pipe = DiffusionPipeline.from_pretrained(model_path(name), **{"use_safetensors": True, "safety_checker": None, "requires_safety_checker": False} | kwargs)
+
+    pipe = DiffusionPipeline.from_pretrained(
+        model_path(name),
+        **{"use_safetensors": True, "safety_checker": None, "requires_safety_checker": False} | kwargs,
+    )
     pipe.scheduler = as_ddim(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 # %% ../nbs/04_ldm.ipynb #5758ad51
-def known_words(tokenizer) -> list[str]: # sorted; empty for a full-sized tokenizer, which can spell anything
+def known_words(tokenizer) -> list[str]:  # sorted; empty for a full-sized tokenizer, which can spell anything
     "The closed list of words that a miniature was trained on, kept in its tokenizer's config."
     return list(tokenizer.init_kwargs.get("words", []))
 
-def unknown_words(tokenizer, prompt: str) -> list[str]: # in the order met
+
+def unknown_words(tokenizer, prompt: str) -> list[str]:  # in the order met
     "The words of `prompt` that a miniature never saw: it would spell them out in letters, and draw nothing of them."
     known = known_words(tokenizer)
     return [w for w in dict.fromkeys(re.findall(r"[^\s.,!?;:]+", prompt.lower())) if known and w not in known]
 
-def check_prompt(tokenizer, prompt: str) -> str: # `prompt`, stripped
+
+def check_prompt(tokenizer, prompt: str) -> str:  # `prompt`, stripped
     "Raises `ValueError` on an empty prompt; warns of words the model does not know, and of words cut off at its length."
-    if not isinstance(prompt, str) or not prompt.strip(): raise ValueError(f"the prompt is {prompt!r}: say in words what the clip shows")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"the prompt is {prompt!r}: say in words what the clip shows")
     if strange := unknown_words(tokenizer, prompt):
-        warnings.warn(f"this model does not know {', '.join(map(repr, strange))}; it knows: {' '.join(known_words(tokenizer))}")
+        warnings.warn(
+            f"this model does not know {', '.join(map(repr, strange))}; it knows: {' '.join(known_words(tokenizer))}"
+        )
     ids, most = tokenizer(prompt).input_ids, tokenizer.model_max_length
     if len(ids) > most:
-        warnings.warn(f"the prompt has {len(ids)} tokens and the model reads {most}; cut off: {tokenizer.decode(ids[most - 1:-1])!r}")
+        warnings.warn(
+            f"the prompt has {len(ids)} tokens and the model reads {most}; cut off: {tokenizer.decode(ids[most - 1 : -1])!r}"
+        )
     return prompt.strip()
 
 # %% ../nbs/04_ldm.ipynb #5a014742
 @torch.no_grad()
-def encode_text(pipe, prompts: str|list[str]) -> Tensor: # (b, n, d)
+def encode_text(pipe, prompts: str | list[str]) -> Tensor:  # (b, n, d)
     "Prompts to embeddings with Stable Diffusion's own padding to the tokenizer's length."
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    ids = pipe.tokenizer(prompts, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt").input_ids
-    return pipe.text_encoder(ids.to(pipe._execution_device))[0]   # where diffusers will run it, also when it waits elsewhere
+    ids = pipe.tokenizer(
+        prompts,
+        padding="max_length",
+        max_length=pipe.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return pipe.text_encoder(ids.to(pipe._execution_device))[
+        0
+    ]  # where diffusers will run it, also when it waits elsewhere
 
 # %% ../nbs/04_ldm.ipynb #ab3828a8
-def guide(eps_empty: Tensor, # noise seen without words, (b, ...)
-          eps_text: Tensor,  # noise seen with them, likewise
-          scale: float,      # 0: without words, 1: with them, more: beyond
-         ) -> Tensor:        # shaped like each
+def guide(
+    eps_empty: Tensor,  # noise seen without words, (b, ...)
+    eps_text: Tensor,  # noise seen with them, likewise
+    scale: float,  # 0: without words, 1: with them, more: beyond
+) -> Tensor:  # shaped like each
     "Classifier-free guidance: from the prediction without words towards the one with them, and on (Ho & Salimans 2022, eq. 6 with w = scale - 1)."
-    return eps_empty + scale*(eps_text - eps_empty)
+    return eps_empty + scale * (eps_text - eps_empty)

@@ -1,8 +1,11 @@
 """Write `web/figures.qmd`, "About the figures": each picture, player and slider of the book with its conclusion, what drew it, and a link to it.
 
 Quarto runs this before it renders (`pre-render` in `_quarto.yml`)."""
-import json, re
+
+import json
+import re
 from pathlib import Path
+
 from filter import DROP, marks, said, source
 from make_api import cell, chapter_title, public, safe
 
@@ -28,32 +31,55 @@ the axes say that themselves. Who cannot see a figure hears its description, whi
 
 """
 
+
 def figures(path: Path) -> list[dict]:
     "The captioned figures of one chapter, in order: which cell, what it says, what kind it is, which functions of `show` drew it."
     found = []
     for c in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if c["cell_type"] != "code": continue
-        text = source(c); m = marks(text)
-        if "fig-cap" not in m or set(DROP) & set(m): continue
+        if c["cell_type"] != "code":
+            continue
+        text = source(c)
+        m = marks(text)
+        if "fig-cap" not in m or set(DROP) & set(m):
+            continue
         data = "".join("".join(o.get("data", {}).get("text/html", "")) for o in c["outputs"])
-        kind = "slider" if "type=\"range\"" in data or "type=range" in data else "clips" if "<video" in data else "picture"
+        kind = (
+            "slider"
+            if 'type="range"' in data or "type=range" in data
+            else "clips"
+            if "<video" in data
+            else "picture"
+        )
         by = [n for n in public("show") if re.search(rf"\b{n}\(", text)]
-        found.append(dict(id=c["id"], cap=said(m["fig-cap"]), alt=said(m.get("fig-alt", "")), kind=kind, by=by))
+        found.append(
+            dict(id=c["id"], cap=said(m["fig-cap"]), alt=said(m.get("fig-alt", "")), kind=kind, by=by)
+        )
     return found
+
 
 def figures_page() -> str:
     "The whole page as Markdown."
     parts = []
-    for path in sorted((ROOT/"nbs").glob("[0-9]*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
         rows = figures(path)
-        if not rows: continue
-        parts += [f"## {chapter_title(path.stem)} {{#{path.stem}}}", "", "| | It shows | Shown as | Drawn by |", "|:--|:---------|:--|:---|"]
+        if not rows:
+            continue
+        parts += [
+            f"## {chapter_title(path.stem)} {{#{path.stem}}}",
+            "",
+            "| | It shows | Shown as | Drawn by |",
+            "|:--|:---------|:--|:---|",
+        ]
         for i, f in enumerate(rows, 1):
             by = ", ".join(f"[`{n}`](../api/show.qmd#{n})" for n in f["by"]) or "matplotlib, in its cell"
-            parts.append(f"| [{int(path.stem[:2])}.{i}](../nbs/{path.name}#{f['id']}) | {safe(cell(f['cap']))} | {f['kind']} | {by} |")
+            parts.append(
+                f"| [{int(path.stem[:2])}.{i}](../nbs/{path.name}#{f['id']}) | {safe(cell(f['cap']))} | {f['kind']} | {by} |"
+            )
         parts.append("")
     return HEAD + "\n".join(parts)
 
+
 if __name__ == "__main__":
-    out = ROOT/"web/figures.qmd"
-    if not out.exists() or out.read_text(encoding="utf-8") != figures_page(): out.write_text(figures_page(), encoding="utf-8")
+    out = ROOT / "web/figures.qmd"
+    if not out.exists() or out.read_text(encoding="utf-8") != figures_page():
+        out.write_text(figures_page(), encoding="utf-8")
