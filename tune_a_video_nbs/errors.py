@@ -6,7 +6,12 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/errors.html.md"""
 
 # %% auto #0
 __all__ = ['TuneAVideoError', 'InputError', 'InputTypeError', 'MissingFileError', 'ExistingFileError', 'FileAccessError',
-           'MissingPackageError', 'DivergedError']
+           'MissingPackageError', 'DivergedError', 'warn']
+
+# %% ../nbs/80_errors.ipynb #err-imports
+import sys
+import warnings
+from pathlib import Path
 
 # %% ../nbs/80_errors.ipynb #err-classes
 class TuneAVideoError(Exception):
@@ -39,3 +44,16 @@ class MissingPackageError(TuneAVideoError, RuntimeError):
 
 class DivergedError(TuneAVideoError, FloatingPointError):
     "A training whose loss is no longer a number."
+
+# %% ../nbs/80_errors.ipynb #err-warn
+def warn(
+    message: str,  # what was seen, and what to do
+) -> None:
+    "Warn, and point at the first caller outside this library."
+    package = str(Path(__file__).parent) if "__file__" in globals() else ""
+    level = 2
+    frame = sys._getframe(1)
+    while package and frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, stacklevel=level - 1 if package else 2)
