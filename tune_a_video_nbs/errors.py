@@ -6,10 +6,10 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/errors.html.md"""
 
 # %% auto #0
 __all__ = ['TuneAVideoError', 'InputError', 'InputTypeError', 'MissingFileError', 'ExistingFileError', 'FileAccessError',
-           'MissingPackageError', 'DivergedError', 'warn']
+           'MissingPackageError', 'DivergedError', 'warn', 'errors_file']
 
 # %% ../nbs/80_errors.ipynb #err-imports
-import sys
+import inspect
 import warnings
 from pathlib import Path
 
@@ -50,10 +50,15 @@ def warn(
     message: str,  # what was seen, and what to do
 ) -> None:
     "Warn, and point at the first caller outside this library."
-    package = str(Path(__file__).parent) if "__file__" in globals() else ""
-    level = 2
-    frame = sys._getframe(1)
-    while package and frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+    package = str(Path(errors_file()).parent)
+    level, frame = 2, inspect.currentframe()
+    frame = frame.f_back if frame is not None else None
+    while frame is not None and frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         frame = frame.f_back
         level += 1
-    warnings.warn(message, stacklevel=level - 1 if package else 2)
+    warnings.warn(message, stacklevel=level)
+
+
+def errors_file() -> str:
+    "Return where this module lies; in its own notebook it lies nowhere."
+    return globals().get("__file__", "nowhere/at/all")
