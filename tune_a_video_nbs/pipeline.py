@@ -1,4 +1,4 @@
-"""The method behind the names that a diffusers user knows.
+"""Tune on a clip, walk it back to noise, draw it again in other words: three methods, under the names a diffusers user knows.
 
 Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/pipeline.html.md"""
 

@@ -92,7 +92,7 @@ def encode_prompt(
 ) -> Conditioning:  # (b, ...)
     "Encode prompts as this model reads them; SDXL reads two encoders, and zeros where nothing is said."
     prompts = [pipe.maybe_convert_prompt(prompt, pipe.tokenizer) for prompt in prompts]
-    if pipe.text_encoder_2 is None:
+    if getattr(pipe, "text_encoder_2", None) is None:
         ids = tokenize(pipe.tokenizer, prompts, pipe._execution_device)
         return Conditioning(pipe.text_encoder(ids)[0].to(pipe.unet.dtype))
     return _encode_prompt_xl(pipe, prompts, height, width)
@@ -126,7 +126,7 @@ def encode_given(
     "Return what the network reads, from words or from embeddings. Raises `InputError` where SDXL's summary is missing."
     if prompt_embeds is None:
         return encode_prompt(pipe, prompts or [""], height, width)
-    if pipe.text_encoder_2 is None:
+    if getattr(pipe, "text_encoder_2", None) is None:
         return Conditioning(prompt_embeds).each(lambda v: v.to(pipe._execution_device, pipe.unet.dtype))
     if pooled_prompt_embeds is None:
         raise InputError("SDXL reads a summary beside prompt_embeds: give pooled_prompt_embeds too, or words")
