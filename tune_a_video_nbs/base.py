@@ -134,7 +134,7 @@ class TuneAVideoBase(
         frame_positions: bool = False,  # as `add_frame_positions`
         **kwargs: Any,  # parts, and whatever diffusers' `from_pretrained` takes: `dtype`, `variant`, ...
     ) -> Any:
-        "Load an image model and inflate it, a pipeline that was saved, or the authors' own. Raises `InputError`."
+        "Open an image model and inflate it, or a saved pipeline, or the authors' own. Raises `InputError`."
         folder = model_path(pretrained_model_name_or_path)
         kwargs = loading_arguments(kwargs)
         with plain_loading_errors(folder):
@@ -180,7 +180,7 @@ class TuneAVideoBase(
         self,
         path: str | Path,  # a file that `save_tuned` wrote
     ) -> None:
-        "Load what was learned on the same image model. Raises `InputError` on any other file, and changes nothing then."
+        "Load what was learned on this image model. On any other file raise `InputError` and change nothing."
         check_family(self, path)
         untuned = self._untuned or trainable_state(self.unet)
         self.caption = load_tuned(self.unet, path).get("caption", "")
@@ -264,7 +264,7 @@ class TuneAVideoBase(
         height: int | None = None,  # pixels; only SDXL reads them
         width: int | None = None,
     ) -> tuple[Tensor | None, ...]:
-        "Return (prompt_embeds, negative_prompt_embeds), and for SDXL the two pooled ones, as diffusers' pipelines do."
+        "Return (prompt_embeds, negative_prompt_embeds), and for SDXL the two pooled ones too."
         own_side = self.unet.config.sample_size * self.vae_scale_factor
         prompts = check_prompts(self.tokenizer, prompt)
 

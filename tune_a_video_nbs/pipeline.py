@@ -1,4 +1,4 @@
-"""Tune on a clip, walk it back to noise, draw it again in other words: three methods, under the names a diffusers user knows.
+"""Tune on a clip, walk it back to noise, draw it in other words, by the names a diffusers user knows.
 
 Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/pipeline.html.md"""
 
@@ -41,13 +41,13 @@ from .tuned import trainable_state
 # %% ../nbs/17_pipeline.ipynb #10ed0021
 @dataclass
 class TuneAVideoPipelineOutput(BaseOutput):
-    "What the pipeline returns. Clips stand in the order of the prompts, the videos of one prompt side by side."
+    "What the pipeline returns: clips in the order of the prompts, the videos of one prompt in a row."
 
     frames: Any  # float (b, f, h, w, 3) in [0, 1], or as `output_type` says
 
 # %% ../nbs/17_pipeline.ipynb #82ef0c69
 class TuneAVideoPipeline(TuneAVideoBase):
-    "One-shot video tuning (Wu et al. 2023) on any Stable Diffusion: tune on a clip, invert it, change the words."
+    "One-shot video tuning (Wu et al. 2023) on any Stable Diffusion: tune, invert, change the words."
 
     def tune(
         self,
@@ -60,7 +60,7 @@ class TuneAVideoPipeline(TuneAVideoBase):
         callback: Callable[[int, float, dict[str, Tensor]], None] | None = None,  # (step, loss, weights)
         **kwargs: Any,  # as `tune.tune`: `checkpoint`, `every`, `trainable_modules`, ...
     ) -> list[float]:  # the loss of each step
-        "Learn a clip's motion; clip and caption are encoded once. Tuning again goes on from what was learned."
+        "Learn a clip's motion; clip and caption are encoded once. Tuning again goes on from there."
         caption = check_prompt(self.tokenizer, caption)
         if any(p.is_meta for p in self.unet.parameters()):
             raise InputError(
@@ -113,7 +113,7 @@ class TuneAVideoPipeline(TuneAVideoBase):
         callback_on_step_end: Any = None,  # as `__call__`
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Tensor:  # (1, c, f, h', w'), float32
-        "Walk a clip back to the noise that DDIM would turn into it, without guidance (Song et al. 2021, eq. 14)."
+        "Walk a clip back to the noise that DDIM would turn into it, unguided (Song et al. 2021, eq. 14)."
         if (clip is None) == (latents is None):
             raise InputError("give a clip, or latents")
         self.scheduler = as_ddim(self.scheduler)
@@ -164,7 +164,7 @@ class TuneAVideoPipeline(TuneAVideoBase):
         negative_pooled_prompt_embeds: Tensor | None = None,  # (b, p)
         output_type: str = "np",  # one of `OUTPUTS`
         return_dict: bool = True,  # `False` gives a tuple
-        callback_on_step_end: Any = None,  # (pipe, i, t, tensors) -> changed tensors, or one of diffusers' own
+        callback_on_step_end: Any = None,  # (pipe, i, t, tensors) -> tensors, or diffusers' own
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),  # what it is shown
         batched_guidance: bool = True,  # `False` asks with and without words in turn: half the memory
     ) -> TuneAVideoPipelineOutput | tuple:
@@ -272,7 +272,8 @@ class TuneAVideoPipeline(TuneAVideoBase):
         for name in names:
             if name not in self._callback_tensor_inputs:
                 raise InputError(
-                    f"callback_on_step_end_tensor_inputs has {name!r}; use some of {self._callback_tensor_inputs}"
+                    f"callback_on_step_end_tensor_inputs has {name!r}; "
+                    f"use some of {self._callback_tensor_inputs}"
                 )
 
     def inversion_prompt(self, clip: Any) -> str:
@@ -282,11 +283,13 @@ class TuneAVideoPipeline(TuneAVideoBase):
             return words
         if not self.caption:
             warn(
-                "this model is best inverted with the clip's caption, and knows none: give prompt=, or tune first"
+                "this model is best inverted with the clip's caption, and knows none: "
+                "give prompt=, or tune first"
             )
         elif clip is not None and self._tuned_clip not in (None, clip_checksum(clip)):
             warn(
-                f"another clip than the tuned one is inverted with its caption, {self.caption!r}: give prompt="
+                "another clip than the tuned one is inverted with its caption, "
+                f"{self.caption!r}: give prompt="
             )
         return self.caption
 

@@ -55,7 +55,7 @@ def check_prompts(
     count: int | None = None,  # how many are wanted, if that is known
     name: str = "prompt",  # for the message
 ) -> list[str]:
-    "Return a list of prompts, each checked. Raises `InputError` on none, on a wrong number, on what is no text."
+    "Return a list of checked prompts. Raises `InputError` on none, a wrong number, or what is no text."
     if prompt is None or isinstance(prompt, str):
         prompts: list[Any] = [prompt] * (count or 1)
     else:
@@ -123,7 +123,7 @@ def encode_given(
     prompt_embeds: Tensor | None = None,  # what stands in their place, (b, n, d)
     pooled_prompt_embeds: Tensor | None = None,  # SDXL's, (b, p)
 ) -> Conditioning:  # (b, ...)
-    "Return what the network reads, from words or from embeddings. Raises `InputError` where SDXL's summary is missing."
+    "Encode words, or take embeddings. Raises `InputError` where SDXL's summary is missing."
     if prompt_embeds is None:
         return encode_prompt(pipe, prompts or [""], height, width)
     if getattr(pipe, "text_encoder_2", None) is None:
