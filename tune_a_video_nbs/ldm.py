@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from .errors import InputError, MissingFileError
 
-# %% ../nbs/04_ldm.ipynb #a07a77a4
+# %% ../nbs/04_ldm.ipynb #a09b7ab2
 def warn_caller(
     message: str,  # what was seen, and what to do
 ) -> None:
