@@ -103,7 +103,7 @@ def through(module, call):
 
 def test_warnings_pass_over_diffusers_and_torch_too():
     "As when diffusers' loader calls our pipeline: the reader's line is three calls up."
-    ours = through("tune_a_video_nbs.pipeline", partial(ldm.warn_caller, "look here"))
+    ours = through("tune_a_video_nbs.pipeline", partial(ldm.warn, "look here"))
     theirs = through("diffusers.pipelines.utils", ours)
     wrapped = through("torch.utils._contextlib", theirs)
     with pytest.warns(UserWarning, match="look here") as caught:

@@ -62,9 +62,10 @@ def pipe(folders):
     return load(folders["sd1"])
 
 
-def test_pndm_is_replaced_and_says_so(folders):
-    with pytest.warns(UserWarning, match="PNDMScheduler is replaced by DDIM"):
-        pipe = TuneAVideoPipeline.from_pretrained(folders["v"])
+def test_pndm_is_replaced_without_a_word(folders, recwarn):
+    "It came with the model and nobody chose it; the warning stood at every load of Stable Diffusion 1.5."
+    pipe = TuneAVideoPipeline.from_pretrained(folders["v"])
+    assert not [w for w in recwarn if "replaced" in str(w.message)]
     c = pipe.scheduler.config
     assert type(pipe.scheduler) is DDIMScheduler and (
         c.prediction_type,

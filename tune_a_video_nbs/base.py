@@ -106,7 +106,7 @@ class TuneAVideoBase(
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=unet if isinstance(unet, VideoUNet) else inflate(unet),
-            scheduler=as_ddim(scheduler),
+            scheduler=as_ddim(scheduler, chosen=False),
             text_encoder_2=text_encoder_2,
             tokenizer_2=tokenizer_2,
         )

@@ -6,12 +6,11 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/errors.html.md"""
 
 # %% auto #0
 __all__ = ['TuneAVideoError', 'InputError', 'InputTypeError', 'MissingFileError', 'ExistingFileError', 'FileAccessError',
-           'MissingPackageError', 'DivergedError', 'warn', 'errors_file']
+           'MissingPackageError', 'DivergedError', 'warn']
 
 # %% ../nbs/80_errors.ipynb #err-imports
 import inspect
 import warnings
-from pathlib import Path
 
 # %% ../nbs/80_errors.ipynb #err-classes
 class TuneAVideoError(Exception):
@@ -49,16 +48,12 @@ class DivergedError(TuneAVideoError, FloatingPointError):
 def warn(
     message: str,  # what was seen, and what to do
 ) -> None:
-    "Warn, and point at the first caller outside this library."
-    package = str(Path(errors_file()).parent)
-    level, frame = 2, inspect.currentframe()
-    frame = frame.f_back if frame is not None else None
-    while frame is not None and frame.f_back is not None and frame.f_code.co_filename.startswith(package):
-        frame = frame.f_back
-        level += 1
-    warnings.warn(message, stacklevel=level)
-
-
-def errors_file() -> str:
-    "Return where this module lies; in its own notebook it lies nowhere."
-    return globals().get("__file__", "nowhere/at/all")
+    "Warn at the line that called this library, from however deep within it, diffusers or torch."
+    passed_over = {"tune_a_video_nbs", "diffusers", "torch"}
+    stacklevel = 2  # 1 would be this function
+    for caller in inspect.stack(context=0)[1:]:
+        module = caller.frame.f_globals.get("__name__", "")
+        if module.split(".")[0] not in passed_over:
+            break
+        stacklevel += 1
+    warnings.warn(message, stacklevel=stacklevel)
