@@ -51,6 +51,7 @@ export: $(STAMP)  ## write package, badges and README from the notebooks, and cl
 	$(BIN)/python tests/make_badges.py
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
+	$(BIN)/python web/make_sidebar.py
 	$(BIN)/python tests/make_readme.py
 
 docs: $(STAMP)  ## render the site into _docs/ (needs Quarto)

@@ -1,4 +1,4 @@
-"""Before a number, a picture: one line each to look at images, clips, motion, attention and curves.
+"""Before a number, a picture: one line each to look at images, clips, motion and curves.
 
 Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/show.html.md"""
 
