@@ -11,7 +11,8 @@ from urllib.parse import urlparse
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "web")]
-from filter import DROP, OURS, QUARTO, body, marks, said, source
+from filter import DROP, OURS, QUARTO, body, marks, source
+from filter import unquoted as said
 from make_api import modules
 from make_badges import CHAPTERS, REPO
 from make_badges import cells as badge_cells

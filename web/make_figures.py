@@ -6,7 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from filter import DROP, marks, said, source
+from filter import DROP, marks, source
+from filter import unquoted as said
 from make_api import cell, chapter_title, public, safe
 
 ROOT = Path(__file__).resolve().parent.parent
