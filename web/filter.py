@@ -1,8 +1,8 @@
-"""Quarto's notebook filter: a chapter on stdin, the page to render on stdout. The notebook itself is not changed.
+"""Quarto's notebook filter: a chapter on stdin, the page to render on stdout. The notebook is not changed.
 
-Cells marked `#| hide` go, nbdev's other marks become Quarto's, the badge becomes a line of facts, players become plain
-HTML with their caption, and names of the library link to their reference. `_quarto.yml` names this file;
-`tests/test_docs.py` runs it without Quarto."""
+Cells marked `#| hide` go, nbdev's other marks become Quarto's, the badge becomes a line of facts, players
+become plain HTML with their caption, and names of the library link to their reference. `_quarto.yml` names
+this file; `tests/test_docs.py` runs it without Quarto."""
 
 import html
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "web"))
-from make_api import modules, public_names
+from make_api import modules, public_names  # noqa: E402
 
 DROP = ("hide", "default_exp")  # cells that only nbdev needs
 OURS = DROP + ("export", "exports", "exporti", "notest", "cuda")  # marks that Quarto does not know
@@ -141,7 +141,7 @@ def facts(badge: str, nb: dict) -> str:
 
 
 def linked(text: str) -> str:
-    "Markdown in which the first mention of each public name, outside of code and headings, links to its reference."
+    "Markdown in which the first mention of each public name, outside of code, links to its reference."
     names = public_names()
     done = set()
 
@@ -188,7 +188,7 @@ def figure(data: str, caption: str, alt: str) -> str:
 
 
 def without_widgets(output: dict) -> dict | None:
-    "An output without its widget, which wants a kernel and another server's script; none if nothing else is left."
+    "An output without its widget, which wants a kernel; none if nothing else is left."
     if "data" not in output:
         return output
     data = {kind: value for kind, value in output["data"].items() if "widget" not in kind}
@@ -263,7 +263,7 @@ def fold_opening(cells: list[dict]) -> dict:
 
 
 def folded(cells: list[dict]) -> list[dict]:
-    "Code before the first picture becomes one folded block, so that the page opens with it; imports fold, too."
+    "Code before the first picture becomes one folded block, so that the page opens with it; so do imports."
     opening = opening_cells(cells)
     silent = [i for i in opening[:-1] if not cells[i]["outputs"]]
     kept = []

@@ -1,4 +1,4 @@
-"""Write the chapters and the modules into the sidebars of `_quarto.yml`, by the numbers of the chapters' files.
+"""Write the chapters and the modules into the sidebars of `_quarto.yml`, by the chapters' numbers.
 
 `make export` runs this; `tests/check_docs.py` checks that nothing has changed since."""
 
@@ -9,7 +9,7 @@ from make_api import ROOT, modules
 
 QUARTO = ROOT / "_quarto.yml"
 CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-PARTS = {  # the first number of each part of the book; the workshop comes last, although the code stands on it
+PARTS = {  # the first number of each part; the workshop comes last, although the code stands on it
     1: "I. Diffusion from nothing",
     10: "II. Tune-A-Video",
     30: "III. Real models",
