@@ -45,7 +45,7 @@ def set_theme(tab, dark: bool):
     tab.js(f"localStorage.setItem('quarto-color-scheme', '{'alternate' if dark else 'default'}')")
 
 
-# Text that stands out too little: WCAG's AA wants 4.5 to 1, and 3 for large letters. Hidden text does not count.
+# Text that stands out too little: WCAG's AA wants 4.5 to 1, and 3 for large letters.
 FAINT = """(() => {
   const linear = v => (v /= 255) <= .04045 ? v/12.92 : ((v + .055)/1.055)**2.4;
   const luminance = c => .2126*linear(c[0]) + .7152*linear(c[1]) + .0722*linear(c[2]);
