@@ -94,15 +94,14 @@ def save_checkpoint(
 # %% ../nbs/84_train.ipynb #42035073
 def _read_checkpoint(path: str | Path) -> dict[str, Any]:
     "Read the file's content: tensors, numbers and words, never code. Raises `InputError`."
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # zip, pickle and torch each have their own for a damaged file
-        raise InputError(
-            f"{path} is damaged, or holds more than tensors (nothing in it was run): "
-            "move it away to start anew"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # zip, pickle and torch each have their own for a damaged file
+            raise InputError(
+                f"{path} is damaged, or holds more than tensors (nothing in it was run): "
+                "move it away to start anew"
+            ) from error
     keys = ("step", "params", "optimizer", "average", "generator")
     if not isinstance(state, dict) or any(key not in state for key in keys):
         raise InputError(f"{path} is no checkpoint of a training run: give another name")
