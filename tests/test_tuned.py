@@ -13,7 +13,14 @@ from test_tune import adapt
 from tune_a_video_nbs.errors import InputError, MissingFileError
 from tune_a_video_nbs.inflate import inflate
 from tune_a_video_nbs.tune import trainable_names
-from tune_a_video_nbs.tuned import learned_names, load_tuned, restore_state, save_tuned, trainable_state
+from tune_a_video_nbs.tuned import (
+    learned_names,
+    load_tuned,
+    restore,
+    save_tuned,
+    trainable_state,
+    tuned_names,
+)
 from tune_a_video_nbs.weights import fingerprint, learned_modules
 
 
@@ -36,7 +43,7 @@ def test_whatever_learned_is_saved(parts, tmp_path):
     "Not only what learns by default: or the rest is lost, and nobody says so."
     net = run(trainable_modules=parts)
     path = save_tuned(net, tmp_path / "a.safetensors")
-    assert set(load_file(path)) == set(trainable_names(net, parts))
+    assert set(load_file(path)) == set(trainable_names(net, parts)) == set(tuned_names(path))
     other = inflate(small_unet())
     load_tuned(other, path)
     assert off(net, other) == 0
@@ -188,7 +195,7 @@ def test_there_and_back(dtype):
     state = trainable_state(net)
     run(net)
     assert not all(p.equal(before[n]) for n, p in net.named_parameters())
-    restore_state(torch.compile(net), state)
+    restore(torch.compile(net), state)
     assert all(p.equal(before[n]) for n, p in net.named_parameters())
     assert list(trainable_state(net, ["conv_in.bias"])) == ["conv_in.bias"]
     with pytest.raises(InputError, match="no parameter named"):
