@@ -202,8 +202,7 @@ def tune(
     lr: float = 3e-5,  # of AdamW; both as the paper's
     batch: int = 1,  # noise levels drawn at once
     trainable_modules: str | tuple[str, ...] = TRAINABLE_MODULES,  # what learns, as `trainable_names`
-    generator: torch.Generator
-    | None = None,  # of levels and noise, on the CPU for every device; seed 0 without
+    generator: torch.Generator | None = None,  # of levels and noise, on the CPU; seed 0 without
     callback: Callable | None = None,  # called as `callback(step, loss, weights)` after each step
     checkpoint: str | Path | None = None,  # a file to save to and resume from
     every: int = 50,  # steps between checkpoints
@@ -211,8 +210,7 @@ def tune(
     mixed_precision: str = "no",  # a key of `MIXED_PRECISION`: what to compute in
     accumulate: int = 1,  # batches gathered for one step: `batch*accumulate` noise levels count
     gradient_checkpointing: bool = False,  # less memory, more time
-    min_snr: float
-    | None = None,  # as `min_snr_weights`, such as 5; every noise level counts the same without
+    min_snr: float | None = None,  # as `min_snr_weights`, such as 5; all levels count the same without
     added_cond_kwargs: dict[str, Tensor] | None = None,  # SDXL's added conditions, each (1, ...)
     device: str | torch.device | None = None,  # where to compute, if not where the network is
     betas: tuple[float, float] = (0.9, 0.999),  # of AdamW, in [0, 1); the authors' (their code, adam_beta2)
