@@ -6,7 +6,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/errors.html.md"""
 
 # %% auto #0
 __all__ = ['TuneAVideoError', 'InputError', 'InputTypeError', 'MissingFileError', 'ExistingFileError', 'FileAccessError',
-           'MissingPackageError', 'DivergedError', 'warn']
+           'MissingPackageError', 'DivergedError', 'TuneAVideoWarning', 'warn']
 
 # %% ../nbs/80_errors.ipynb #err-imports
 import inspect
@@ -44,6 +44,10 @@ class MissingPackageError(TuneAVideoError, RuntimeError):
 class DivergedError(TuneAVideoError, FloatingPointError):
     "A training whose loss is no longer a number."
 
+
+class TuneAVideoWarning(UserWarning):
+    "What this library warns of: `warnings.filterwarnings(..., category=TuneAVideoWarning)` finds just that."
+
 # %% ../nbs/80_errors.ipynb #err-warn
 def warn(
     message: str,  # what was seen, and what to do
@@ -56,4 +60,4 @@ def warn(
         if module.split(".")[0] not in passed_over:
             break
         stacklevel += 1
-    warnings.warn(message, stacklevel=stacklevel)
+    warnings.warn(message, TuneAVideoWarning, stacklevel=stacklevel)

@@ -113,7 +113,8 @@ _PLAYERS = r"""
 </style>
 <div class="tav-clips">
 {% for player in players %}
-<figure><video width="{{ player.width }}" height="{{ height }}" aria-label="{{ player.label }}"
+<figure><video {% if player.width %}width="{{ player.width }}" {% endif %}height="{{ height }}"
+ aria-label="{{ player.label }}"{% if player.pixelated %} style="image-rendering:pixelated"{% endif %}
  autoplay loop muted playsinline src="data:video/mp4;base64,{{ player.data }}">{{ player.label }}</video>
 <figcaption>{{ player.name }}</figcaption></figure>
 {% endfor %}
@@ -149,8 +150,11 @@ for (const box of document.querySelectorAll(".tav-clips:not([data-on])")) {
 </script>"""
 
 
-def _player(name: object, clip: ArrayLike, fps: float, height: int) -> dict:
+def _player(name: object, clip: ArrayLike | bytes, fps: float, height: int, pixelated: bool) -> dict:
     "Return what the template says of one clip: its name, label, width, and its h264 file as base64."
+    if isinstance(clip, bytes):
+        data = base64.b64encode(clip).decode()
+        return {"name": name, "label": name or "a clip", "width": None, "pixelated": pixelated, "data": data}
     clip = as_clip(clip)
     data = base64.b64encode(mp4_bytes(_enlarge(clip, height), fps)).decode()
     width = round(height * clip.shape[2] / clip.shape[1])
@@ -158,13 +162,14 @@ def _player(name: object, clip: ArrayLike, fps: float, height: int) -> dict:
 
 # %% ../nbs/83_show.ipynb #472654f8
 def clips_html(
-    clips: Mapping[str, ArrayLike] | Iterable[ArrayLike],  # name -> clip (f, h, w, 3), or clips without names
-    fps: float = 8,  # frames a second
+    clips: Mapping[str, ArrayLike | bytes] | Iterable[ArrayLike | bytes],  # with or without names, as below
+    fps: float = 8,  # frames a second, of clips (f, h, w, 3); the bytes of an mp4 file are taken as they are
     height: int = 192,  # of a player, in pixels
+    pixelated: bool = False,  # let the browser enlarge mp4 files without smoothing
 ) -> str:  # HTML that needs no network and no kernel
     "Return players for clips side by side, which loop in step."
     named = clips.items() if isinstance(clips, Mapping) else [("", clip) for clip in clips]
-    players = [_player(name, clip, fps, height) for name, clip in named]
+    players = [_player(name, clip, fps, height, pixelated) for name, clip in named]
     if not players:
         raise InputError("no clips to show")
     return Template(_PLAYERS, autoescape=True, trim_blocks=True).render(players=players, height=height)
