@@ -236,11 +236,15 @@ def spearman(
     if len(clips) < 2:
         return correlation(every), float("nan"), float("nan")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a draw of constant columns is NaN, and is passed over below
+        # A draw of clips that all have one value has no correlation; it is passed over below.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             (every,), correlation, n_resamples=draws, vectorized=False, method="percentile", rng=seed
         )
-    low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
+    known = found.bootstrap_distribution[~np.isnan(found.bootstrap_distribution)]
+    if len(known) == 0:
+        return correlation(every), float("nan"), float("nan")
+    low, high = np.quantile(known, (0.025, 0.975))
     return correlation(every), float(low), float(high)
 
 # %% ../nbs/20_evaluate.ipynb #b11a0077
