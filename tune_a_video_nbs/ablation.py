@@ -48,9 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shared norms": dict(net=dict(frame_norm="shared")),
     "image model, frame by frame": dict(net=dict(keys_from="own"), tune=dict(steps=0)),
     # A control: edits that should fail.
-    "half-hearted": dict(
-        tune=dict(steps=0), invert=_HALF_WAY, sample=_HALF_WAY | dict(guidance_scale=1.0)
-    ),
+    "half-hearted": dict(tune=dict(steps=0), invert=_HALF_WAY, sample=_HALF_WAY | dict(guidance_scale=1.0)),
 }
 
 # %% ../nbs/21_ablation.ipynb #13219b8c

@@ -215,10 +215,10 @@ def spearman(
     b: str,  # another, likewise
     draws: int = 500,  # of the bootstrap
     seed: int = 0,  # of the draws
-) -> tuple[float, float, float]:  # correlation, and the ends of its 95 % interval; NaN if a column is constant
+) -> tuple[float, float, float]:  # correlation, and the ends of its 95 % interval
     """Return the rank correlation of two columns, by scipy, with a bootstrap over whole clips.
 
-    The interval is NaN for a single clip. Raises `InputError` where no row has both values."""
+    NaN where a column is constant; the interval is NaN for a single clip, too. Raises `InputError` where no row has both values."""
     rows = [row for row in rows if row.get(a) is not None and row.get(b) is not None]
     if not rows:
         raise InputError(f"no row has both {a!r} and {b!r}: name columns that are there")
