@@ -6,9 +6,9 @@ from importlib.resources import files
 import pytest
 
 from tune_a_video_nbs import ablation
-from tune_a_video_nbs._world import get_world
 from tune_a_video_nbs.ablation import ablation_summary, ablation_table, as_columns, as_rows
 from tune_a_video_nbs.errors import InputError
+from tune_a_video_nbs.world import get_world
 
 FEW = dict(num_inference_steps=2)
 VARIANTS = {

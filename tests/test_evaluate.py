@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from tune_a_video_nbs import evaluate
-from tune_a_video_nbs._world import get_world
 from tune_a_video_nbs.errors import InputError
 from tune_a_video_nbs.evaluate import edit_table, round_scores, run_job, spearman, summary, with_interval
+from tune_a_video_nbs.world import get_world
 
 FEW = dict(num_inference_steps=2)
 QUICK = dict(tune_options=dict(steps=2), invert_options=FEW, sample_options=FEW)

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from small_clip import save_small_clip
 
-from tune_a_video_nbs._world import get_world
 from tune_a_video_nbs.errors import MissingFileError
 from tune_a_video_nbs.judge import clip_model, retrieval, train_clip
 from tune_a_video_nbs.metrics import text_alignment
 from tune_a_video_nbs.sprites import draw_clip, held_out
+from tune_a_video_nbs.world import get_world
 
 SHIPPED = files("tune_a_video_nbs") / "assets" / "sprites-clip"
 PROMPT = "a red star is bouncing on the grass"

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ._world import Job, World, get_world
 from .edit import encode_clip
 from .errors import InputError
 from .evaluate import load_pipeline, metric_rows, round_scores, tune_on, with_interval
@@ -26,6 +25,7 @@ from .inflate import inflate
 from .ldm import load_image_model
 from .metrics import motion
 from .pipeline import TuneAVideoPipeline
+from .world import Job, World, get_world
 
 # %% ../nbs/21_ablation.ipynb #50199764
 _HALF_WAY = dict(num_inference_steps=10, strength=0.5)

@@ -21,13 +21,13 @@ from diffusers import DiffusionPipeline
 from scipy import stats
 from tqdm.auto import tqdm
 
-from ._world import Job, World, get_world
 from .errors import InputError
 from .judge import ClipJudge, clip_model
 from .ldm import load_image_model
 from .metrics import clip_scores, error_flicker, motion, ssim, warp_error
 from .oracle import psnr
 from .pipeline import TuneAVideoPipeline
+from .world import Job, World, get_world
 
 # %% ../nbs/20_evaluate.ipynb #dc93d51c
 def still_scores(
@@ -218,7 +218,8 @@ def spearman(
 ) -> tuple[float, float, float]:  # correlation, and the ends of its 95 % interval
     """Return the rank correlation of two columns, by scipy, with a bootstrap over whole clips.
 
-    NaN where a column is constant; the interval is NaN for a single clip, too. Raises `InputError` where no row has both values."""
+    NaN where a column is constant; the interval is NaN for a single clip, too.
+    Raises `InputError` where no row has both values."""
     rows = [row for row in rows if row.get(a) is not None and row.get(b) is not None]
     if not rows:
         raise InputError(f"no row has both {a!r} and {b!r}: name columns that are there")

@@ -24,12 +24,12 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ._world import Stills, World, get_world
 from .clips import as_uint8
 from .errors import MissingFileError
 from .ldm import check_prompt
 from .miniature import TOKENS, build_tokenizer
 from .train import Curve, fit
+from .world import Stills, World, get_world
 
 # %% ../nbs/18_judge.ipynb #b11a0006
 def contrastive_loss(
