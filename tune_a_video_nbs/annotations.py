@@ -155,7 +155,8 @@ def read_table(
             if record.values:
                 yield record
     except csv.Error as error:
-        raise annotation_error(path, f"line {lines.line_num}", f"is not CSV ({error})") from None
+        line = lines.reader.line_num  # `lines.line_num` is still that of the last good row
+        raise annotation_error(path, f"line {line}", f"is not CSV ({error})") from None
 
 
 def _table_record(path: Path, line: int, row: dict[str, Any]) -> Record:
