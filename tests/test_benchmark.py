@@ -269,6 +269,8 @@ def test_files_for_eyes_and_spreadsheets(entries, pipe, tmp_path):
     assert files == sorted(FILES + told)
     page = (tmp_path / "index.html").read_text()
     assert re.findall(r'<video src="([^"]+)"', page) == FILES
+    assert page.count("</table>") == 2  # means and settings
+    assert not re.search("&lt;(table|figure|style|td)", page)
     assert not re.search(r"""https?:|<link|@import|url\(|src="//""", page)  # nothing from the network
 
 

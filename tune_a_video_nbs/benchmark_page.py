@@ -209,17 +209,19 @@ def page_sections(
     out = Path(out)
     markup: Any = _markup().module
     rows = list(read_results(out).values())
-    sections = [("Means over clips", markup.style() + html_table(shown_means(rows)))]
+    # As plain text: markup would escape what is added to it.
+    sections = [("Means over clips", str(markup.style()) + html_table(shown_means(rows)))]
     for name in dict.fromkeys(row["clip"] for row in rows):
         edits = [row for row in rows if row["clip"] == name]
         figures = [_source_figure(out, edits[0], embed), *(_edit_figure(out, row, embed) for row in edits)]
-        sections.append((name, markup.figures(figures)))
+        sections.append((name, str(markup.figures(figures))))
     missing = _missing_names(out)
     if missing:
-        sections.append((f"{len(missing)} missing", markup.missing(missing[:200], len(missing))))
+        names = str(markup.missing(missing[:200], len(missing)))
+        sections.append((f"{len(missing)} missing", names))
     settings = read_json(out / "settings.json")
     lines = [dict(setting=key, value=json.dumps(v, ensure_ascii=False)) for key, v in settings.items()]
-    return [*sections, ("Settings", markup.settings(html_table(lines)))]
+    return [*sections, ("Settings", str(markup.settings(html_table(lines))))]
 
 
 def _missing_names(out: Path) -> list[str]:
