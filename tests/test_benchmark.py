@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tune_a_video_nbs import benchmark
-from tune_a_video_nbs.benchmark import default_metrics, is_done, job_seed, processes, run_benchmark
+from tune_a_video_nbs.benchmark import is_done, job_seed, processes, run_benchmark
 from tune_a_video_nbs.benchmark_page import mean_table, shown_means, write_summary
 from tune_a_video_nbs.clips import read_clip, write_clip
 from tune_a_video_nbs.datasets import FORMATS, Entry, read_dataset
@@ -22,8 +22,9 @@ from tune_a_video_nbs.errors import InputError
 from tune_a_video_nbs.metrics import text_alignment
 from tune_a_video_nbs.pipeline import TuneAVideoPipeline
 from tune_a_video_nbs.results import Result, append_result, check_folder, claim, merge_results, read_results
-from tune_a_video_nbs.scores import model_metrics, score_all, world_metric, world_of
+from tune_a_video_nbs.scores import default_metrics, model_metrics, score_all, world_metric
 from tune_a_video_nbs.sprites import draw_clip
+from tune_a_video_nbs.world import get_world, world_of
 
 RED = "a red star is bouncing on the grass"
 BLUE = "a blue star is bouncing on the grass"
@@ -171,7 +172,7 @@ def test_a_link_is_quoted(tmp_path):
 
 
 def test_exact_scores_are_those_of_the_models_world():
-    score, source = world_metric(world_of(None)), draw_clip(RED, 4)
+    score, source = world_metric(get_world("sprites")), draw_clip(RED, 4)
     assert score(draw_clip(BLUE, 4), source, BLUE, RED)["all"] == 1
     assert score(source, source, PANDA, RED) == {}
     assert score(source, 255 - source, BLUE, RED) == {}  # the source is not what its caption says

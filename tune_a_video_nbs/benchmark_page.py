@@ -24,9 +24,7 @@ from jinja2 import Environment, Template
 
 from .annotations import read_json
 from .errors import InputError
-from .report import _cell as format_cell
-from .report import _table as html_table
-from .report import markdown_table, page_html
+from .report import format_cell, html_table, markdown_table, page_html
 from .results import describe_error, read_results, safe_name, save_text
 
 # %% ../nbs/36_benchmark_page.ipynb #22be0071
