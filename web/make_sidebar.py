@@ -14,7 +14,7 @@ PARTS = {  # the first number of each part; the workshop comes last, although th
     10: "II. Tune-A-Video",
     30: "III. Real models",
     40: "IV. Beyond the paper",
-    58: "Tools",
+    54: "Tools",
     80: "Workshop",
 }
 
