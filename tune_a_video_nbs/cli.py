@@ -25,7 +25,9 @@ from pathlib import Path
 
 import typer
 
-from .files import _read_json, _save_json, check_free, whole_folder
+from .files import check_free, whole_folder
+from .files import read_json as _read_json
+from .files import save_json as _save_json
 from .report import text_table
 from tune_a_video_nbs.runs import (
     LEGEND,

@@ -21,7 +21,10 @@ from pathlib import Path
 
 import typer
 
-from .files import _read_json, _save_json, _save_text, check_free, whole_folder
+from .files import check_free, whole_folder
+from .files import read_json as _read_json
+from .files import save_json as _save_json
+from .files import save_text as _save_text
 from .report import _STYLE, _cell, _table_html
 
 # %% ../nbs/60_runs.ipynb #7fb726ec

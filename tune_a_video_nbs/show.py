@@ -24,7 +24,9 @@ from einops import rearrange, repeat
 from IPython.display import HTML, display
 from PIL import Image
 
-from .clips import _as_clip, _stack, as_uint8, mp4_bytes
+from .clips import as_clip as _as_clip
+from .clips import as_uint8, mp4_bytes
+from .clips import stack_pictures as _stack
 
 # %% ../nbs/83_show.ipynb #559ce5f2
 PALETTE = (

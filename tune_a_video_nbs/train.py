@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from .files import _sweep, save_atomic
+from .files import save_atomic
+from .files import sweep_parts as _sweep
 
 # %% ../nbs/84_train.ipynb #94957a3a
 def save_checkpoint(
