@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler
 from small_nets import SHAPES, conditions, small_unet
 
 from tune_a_video_nbs import ddpm
-from tune_a_video_nbs.files import save_atomic
+from tune_a_video_nbs.files import part_name, save_atomic
 from tune_a_video_nbs.inflate import inflate
 from tune_a_video_nbs.train import fit
 from tune_a_video_nbs.tune import clip_loss, draw_noise, min_snr_weights, trainable_names, tune
@@ -356,13 +356,13 @@ def test_damaged_checkpoints(tmp_path):
 def test_what_killed_writers_leave_is_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    mine, old = tmp_path / f".c.{os.getppid()}.part", tmp_path / f".c.{dead.pid}.part"
-    for p in (mine, old, tmp_path / ".other.c.1.part"):
+    name = part_name(tmp_path / "c").name
+    old = tmp_path / name.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
+    other = tmp_path / old.name.replace(".c.", ".other.c.")
+    for p in (old, other):
         p.write_bytes(b"half")
     run(checkpoint=tmp_path / "c")
-    assert (
-        not old.exists() and mine.exists() and (tmp_path / ".other.c.1.part").exists()
-    )  # a living writer's is left alone
+    assert not old.exists() and other.exists()
 
 
 # ---- the file of what was learned

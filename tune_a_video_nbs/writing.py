@@ -41,13 +41,12 @@ def _encode(
             for i, frame in enumerate(frames):
                 if i == 0:
                     context = stream.codec_context
-                    context.width, context.height, context.pix_fmt = (
-                        frame.width,
-                        frame.height,
-                        frame.format.name,
-                    )
-                    context.colorspace, context.color_range = frame.colorspace, frame.color_range
-                    context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
+                    context.width = frame.width
+                    context.height = frame.height
+                    context.pix_fmt = frame.format.name
+                    if codec == "libx264":  # as `H264_COLOURS`: BT.709 and the limited range are number 1
+                        context.colorspace = context.color_primaries = context.color_trc = 1
+                        context.color_range = 1
                 frame.pts = i
                 frame.time_base = 1 / rate
                 container.mux(stream.encode(frame))
@@ -58,7 +57,6 @@ def _encode(
 H264_COLOURS = [
     ("scale", "out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int"),
     ("format", "yuv420p"),
-    ("setparams", "range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"),
 ]
 
 
