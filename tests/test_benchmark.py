@@ -15,7 +15,7 @@ import pytest
 
 from tune_a_video_nbs import benchmark
 from tune_a_video_nbs.benchmark import is_done, job_seed, processes, run_benchmark
-from tune_a_video_nbs.benchmark_page import mean_table, shown_means, write_summary
+from tune_a_video_nbs.benchmark_page import mean_table, page_sections, shown_means, write_summary
 from tune_a_video_nbs.clips import read_clip, write_clip
 from tune_a_video_nbs.datasets import FORMATS, Entry, read_dataset
 from tune_a_video_nbs.errors import InputError
@@ -156,7 +156,7 @@ def test_a_page_links_only_clips_of_its_folder(tmp_path, file, embed):
     (tmp_path / "secret.mp4").write_bytes(b"secret")
     claim(out, dict(model="m"))
     append_result(out / "results.jsonl", row(file=file))
-    page = "".join(body for _, body in benchmark.benchmark_page.page_sections(out, embed))
+    page = "".join(body for _, body in page_sections(out, embed))
     assert "<video" not in page
     assert "is no clip of this folder" in page
 
