@@ -30,6 +30,7 @@ from tune_a_video_nbs.terminal import (
     Steps,
     Strength,
     in_terminal,
+    show_tracebacks,
     start,
     versions,
 )
@@ -73,7 +74,7 @@ def _before_any_command(
         ),
     ] = False,
 ) -> None:
-    pass
+    show_tracebacks(debug)
 
 # %% ../nbs/63_cli.ipynb #f5822eed
 @app.command("demo")

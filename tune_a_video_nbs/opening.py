@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .clips import clip_facts
+from .clips import film_length
 from .errors import InputError, MissingFileError
 from .ldm import model_path, quiet
 from .pipeline import TuneAVideoPipeline
@@ -99,12 +99,15 @@ def clip_hints(
 
 def _length_hint(path: Path, num_frames: int) -> list[str]:
     "Return a sentence if the first frames of a film are less than half of it."
-    facts = clip_facts(path)
-    if not (facts.fps and facts.duration and facts.frames):
+    try:
+        fps, duration, total = film_length(path)
+    except InputError:  # a moving picture that is no film, such as a webp
         return []
-    seconds = num_frames / facts.fps
-    if seconds >= facts.duration / 2:
+    if fps is None or duration is None or total is None:
         return []
-    part = f"the first {seconds:.1f} of {facts.duration:.1f} seconds of {path.name}"
-    stride = facts.frames // num_frames
+    seconds = num_frames / fps
+    if seconds >= duration / 2:
+        return []
+    part = f"the first {seconds:.1f} of {duration:.1f} seconds of {path.name}"
+    stride = total // num_frames
     return [f"{num_frames} frames are {part}: --stride {stride} takes them from all of it"]

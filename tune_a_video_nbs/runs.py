@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from .pictures import cover
 
 from .clips import read_clip, write_clip
 from .errors import InputError, MissingFileError, warn
@@ -28,6 +27,7 @@ from .files import check_free, read_json, save_json, whole_folder
 from .ldm import check_prompt, model_path
 from .opening import clip_hints, load_pipe, model_side
 from .oracle import psnr
+from .pictures import cover
 from .pipeline import TuneAVideoPipeline
 from .run_page import write_page
 from .terminal import versions
@@ -49,6 +49,7 @@ def run_tune(
     pipe: TuneAVideoPipeline | None = None,  # that `load_pipe` gave, if at hand
     checkpoint: str | Path | None = None,  # a file to note progress in, and to go on from; gone at the end
     device: str = "auto",  # as `choose_device`
+    progress: bool = True,  # show bars
 ) -> dict[str, Any]:  # the facts in `run.json`
     """Tune on one clip and write a run: `source.mp4`, `frames/`, `tuned.safetensors`, `run.json`.
 
@@ -68,6 +69,7 @@ def run_tune(
         write_clip(part / "source.mp4", pixels)
         write_clip(part / "frames", pixels)
         generator = torch.Generator().manual_seed(seed)
+        pipe.set_progress_bar_config(disable=not progress)
         losses = pipe.tune(pixels, caption, steps, lr, generator=generator, checkpoint=checkpoint)
         pipe.save_tuned(part / "tuned.safetensors")
         world = world_of(pipe)
@@ -150,6 +152,7 @@ def run_edit(
     pipe: TuneAVideoPipeline | None = None,  # that `load_pipe` gave for the run's model, if at hand
     reconstruct: bool = False,  # also sample the source from its inversion, and say how near it comes
     device: str = "auto",  # as `choose_device`
+    progress: bool = True,  # show bars
 ) -> list[dict[str, Any]]:  # the new entries of `scores.json`
     """Draw the clip of a run in other words: adds to its `edits/` and `scores.json`, and writes `index.html`.
 
@@ -169,14 +172,17 @@ def run_edit(
         "strength": pipe.setting("strength", strength),
     }
     inversion = {name: settings[name] for name in ("num_inference_steps", "strength")}
-    pipe.set_progress_bar_config(disable=_is_silent(pipe), desc="inverting")
+    pipe.set_progress_bar_config(disable=not progress, desc="inverting")
     latents = pipe.invert(clip, **inversion)
-    fidelity = reconstruction_psnr(pipe, clip, latents, **inversion) if reconstruct else None
+    fidelity = None
+    if reconstruct:
+        fidelity = reconstruction_psnr(pipe, clip, latents, progress, **inversion)
     world = _scoring_world(pipe, clip)
     new: list[dict[str, Any]] = []
     try:
         for prompt in prompts:
-            edit, entry = _draw_edit(pipe, run, prompt, latents, settings | {"eta": eta, "seed": seed})
+            chosen = settings | {"eta": eta, "seed": seed}
+            edit, entry = _draw_edit(pipe, run, prompt, latents, chosen, progress)
             entry["score"] = _score(world, edit, prompt, clip, about["caption"])
             entry["reconstruction_psnr"] = fidelity
             _append_entry(run / "scores.json", entry)
@@ -191,10 +197,11 @@ def reconstruction_psnr(
     pipe: TuneAVideoPipeline,
     clip: np.ndarray,  # uint8 (f, h, w, 3)
     latents: Tensor,  # of its inversion
+    progress: bool = True,  # show a bar
     **options: Any,  # as given to `pipe.invert`: num_inference_steps, strength
 ) -> float:  # dB, at most 99
     "Return how well the inverted clip, sampled without guidance in the words of its inversion, gives it back."
-    pipe.set_progress_bar_config(disable=_is_silent(pipe), desc="checking the inversion")
+    pipe.set_progress_bar_config(disable=not progress, desc="checking the inversion")
     words = pipe.inversion_prompt(clip)
     drawn: Any = pipe(words, latents=latents, guidance_scale=1, output_type="uint8", **options)
     return round(min(99.0, psnr(drawn.frames[0], clip)), 2)
@@ -218,12 +225,17 @@ def _score(
 
 
 def _draw_edit(
-    pipe: TuneAVideoPipeline, run: Path, prompt: str, latents: Tensor, settings: dict[str, Any]
+    pipe: TuneAVideoPipeline,
+    run: Path,
+    prompt: str,
+    latents: Tensor,
+    settings: dict[str, Any],
+    progress: bool,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     "Draw one edit and write its file. Return the clip, uint8 (f, h, w, 3), and what is known of it so far."
     began = time.time()
     number = _next_number(run)
-    pipe.set_progress_bar_config(disable=_is_silent(pipe), desc=f"{number:02d} {prompt[:40]}")
+    pipe.set_progress_bar_config(disable=not progress, desc=f"{number:02d} {prompt[:40]}")
     options = dict(settings)
     generator = torch.Generator().manual_seed(options.pop("seed"))
     drawn: Any = pipe(prompt, latents=latents, generator=generator, output_type="uint8", **options)
@@ -244,8 +256,3 @@ def _append_entry(file: Path, entry: dict[str, Any]) -> None:
     "Add one entry to `scores.json`."
     entries = read_json(file) if file.exists() else []
     save_json(file, [*entries, entry])
-
-
-def _is_silent(pipe: TuneAVideoPipeline) -> bool:
-    "Return whether the progress bars of a pipeline are switched off."
-    return bool(pipe.progress_bar([]).disable)

@@ -6,8 +6,8 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/terminal.html.md""
 
 # %% auto #0
 __all__ = ['EXIT_CODES', 'OWN', 'Model', 'Device', 'Seed', 'AsJson', 'Side', 'LearningRate', 'Steps', 'Guidance', 'Strength',
-           'tell', 'tell_waiting', 'fail', 'is_expected', 'one_line', 'only_our_warnings', 'in_terminal', 'start',
-           'versions']
+           'tell', 'tell_waiting', 'fail', 'is_expected', 'one_line', 'only_our_warnings', 'show_tracebacks',
+           'in_terminal', 'start', 'versions']
 
 # %% ../nbs/89_terminal.ipynb #term-imports
 import functools
@@ -17,11 +17,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from .errors import TuneAVideoError, TuneAVideoWarning
@@ -95,10 +95,14 @@ def _hush_libraries() -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
-def _wants_traceback() -> bool:
-    "Return whether `--debug` was typed before the command."
-    context = click.get_current_context(silent=True)
-    return context is not None and bool(context.find_root().params.get("debug"))
+_wants_traceback: ContextVar[bool] = ContextVar("wants_traceback", default=False)
+
+
+def show_tracebacks(
+    always: bool,  # or only of what is a bug
+) -> None:
+    "Choose how the commands that follow tell an error: `--debug` calls this."
+    _wants_traceback.set(always)
 
 
 def in_terminal(
@@ -115,7 +119,7 @@ def in_terminal(
         except KeyboardInterrupt:
             fail("stopped", 130)
         except Exception as error:
-            if _wants_traceback() or not is_expected(error):
+            if _wants_traceback.get() or not is_expected(error):
                 raise
             fail(one_line(error))
 
