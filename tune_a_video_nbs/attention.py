@@ -160,7 +160,7 @@ class FrameAttention(nn.Module):
 
 # %% ../nbs/11_attention.ipynb #a77e0002
 class SparseCausalAttention(FrameAttention):
-    "Take keys and values from the first and the previous frame, or as `keys_from` says: section 3.2 of the paper."
+    "Take keys and values from the first and the previous frame, or as `keys_from` says (section 3.2)."
 
     def __init__(
         self,

@@ -241,15 +241,12 @@ class VideoUNet(UNet2DConditionModel):
         added = added_cond_kwargs or {}
         _check_sample(sample, self.config.in_channels)
         _check_conditions(self, encoder_hidden_states, added)
-        num_clips = sample.shape[0]
-        num_frames = sample.shape[2]
+        num_clips, num_frames = sample.shape[0], sample.shape[2]
         timesteps = torch.as_tensor(timestep, device=sample.device)
         if timesteps.ndim == 0 or len(timesteps) == 1:
             timesteps = timesteps.expand(num_clips)
         said = {name: kwargs.pop(name, None) for name in PER_CLIP}
-        _check_one_per_clip(
-            num_clips, dict(timesteps=timesteps, texts=encoder_hidden_states, **said, **added)
-        )
+        _check_one_per_clip(num_clips, dict(timesteps=timesteps, texts=encoder_hidden_states) | said | added)
 
         batch: dict[str, Any] = dict(sample=fold(sample), encoder_hidden_states=encoder_hidden_states)
         batch |= repeat_frames(dict(timestep=timesteps, added_cond_kwargs=added, **said), num_frames)
