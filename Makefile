@@ -7,8 +7,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests run side by side, each on one thread: torch's threads wait for each other more than they help on networks this small.
 SIDE_BY_SIDE := OMP_NUM_THREADS=1
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
+COVERAGE ?= --cov --cov-report=term
 
-.PHONY: help demo test test-colab bench notebooks export docs check-docs clean
+.PHONY: help demo test test-colab test-lowest lint house bench notebooks export docs check-docs clean
 
 help:  ## list what can be done
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,7 +26,15 @@ demo: $(STAMP)  ## tune on the sample clip, edit it four ways, write demo/index.
 	$(BIN)/tune-a-video demo --out demo
 
 test: $(STAMP)  ## every notebook and every test
-	$(SIDE_BY_SIDE) $(BIN)/pytest $(PYTEST_ARGS)
+	$(SIDE_BY_SIDE) $(BIN)/pytest $(PYTEST_ARGS) $(COVERAGE)
+
+lint: $(STAMP)  ## is the code plain, and are its types right?
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+house: $(STAMP)  ## who imports whom, how long each module is, what is dense
+	$(BIN)/python tests/house.py
 
 # Colab brings its own versions of the libraries, and a chapter there runs on those. COLAB_TORCH=2.11.0 where that is to be had without CUDA.
 COLAB_TORCH ?= 2.13.0
@@ -39,6 +48,19 @@ COLAB_TESTS ?= tests/test_package.py tests/test_show.py tests/test_attention.py 
 
 test-colab: .venv-colab/.ready  ## the tests that matter under Google Colab's versions of the libraries
 	$(SIDE_BY_SIDE) .venv-colab/bin/pytest $(PYTEST_ARGS) -k "not compiled" $(COLAB_TESTS)
+
+# The lower bounds of settings.ini, each as it stands there; torch only if LOWEST_TORCH says so, for its older builds bring gigabytes of CUDA.
+LOWEST_TORCH ?= 2.13.0
+LOWEST_TESTS ?= tests/test_package.py tests/test_attention.py tests/test_inflate.py tests/test_tune.py tests/test_pipeline.py tests/test_diffusers.py tests/test_clips.py
+.venv-lowest/.ready: settings.ini setup.py pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check torch==$(LOWEST_TORCH)
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e . pytest pytest-xdist fastcore
+	@touch $@
+
+test-lowest: .venv-lowest/.ready  ## the tests that matter under the oldest libraries that settings.ini allows
+	$(SIDE_BY_SIDE) .venv-lowest/bin/pytest $(PYTEST_ARGS) -k "not compiled" $(LOWEST_TESTS)
 
 bench: $(STAMP)  ## time this library, beside the authors' code if ARGS name it: see benchmarks/README.md
 	$(BIN)/python benchmarks/run.py $(ARGS)
@@ -62,4 +84,4 @@ check-docs: $(STAMP)  ## what can be checked of the book without Quarto, in seco
 	$(BIN)/python tests/check_docs.py
 
 clean:  ## remove what can be made again
-	rm -rf .venv .venv-colab _docs _screenshots .quarto api web/figures.qmd build dist *.egg-info demo
+	rm -rf .venv .venv-colab .venv-lowest _docs _screenshots .quarto api web/figures.qmd build dist *.egg-info demo

@@ -13,7 +13,7 @@ setup(
     keywords=cfg["keywords"].split(),
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev", "metrics")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev", "metrics", "lora")},
     packages=find_packages(include=["tune_a_video_nbs*"]),
     package_data={"tune_a_video_nbs": ["assets/*", "assets/**/*"]},
     zip_safe=False,

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import typer
 
-from .files import _read_json, _save_json, check_free, whole_folder
+from .files import read_json, save_json, check_free, whole_folder
 from .report import text_table
 from tune_a_video_nbs.runs import (
     LEGEND,
@@ -281,7 +281,7 @@ def models_command(as_json: bool = typer.Option(False, "--json", help=_JSON)):
         size = sum(p.stat().st_size for p in index.parent.rglob("*") if p.is_file())
         found[index.parent.name] = dict(
             megabytes=round(size / 1e6, 1),
-            words=_read_json(index.parent / "tokenizer" / "tokenizer_config.json").get("words", []),
+            words=read_json(index.parent / "tokenizer" / "tokenizer_config.json").get("words", []),
         )
     if as_json:
         return print(json.dumps(found))
@@ -419,7 +419,7 @@ def evaluate_command(
         json.dumps(scores), parse_constant=lambda _: None
     )  # JSON has no word for the interval of one clip
     if out:
-        _save_json(out, plain, None if ablation else 1)
+        save_json(out, plain, None if ablation else 1)
     if as_json:
         return print(json.dumps({k: v for k, v in plain.items() if k not in ("rows", "columns")}))
     if "stills" in scores:

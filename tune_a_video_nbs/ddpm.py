@@ -6,26 +6,35 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/ddpm.html.md"""
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'alphas_cumprod', 'linear_schedule', 'scaled_linear_schedule', 'cosine_schedule', 'snr',
-           'per_item', 'check_steps', 'check_like', 'q_sample', 'target', 'ddpm_loss', 'ddpm_step', 'ddpm_sample']
+           'per_item', 'check_steps', 'check_like', 'q_sample', 'target', 'ddpm_loss', 'ddpm_step', 'normal_noise',
+           'ddpm_sample']
 
 # %% ../nbs/02_ddpm.ipynb #018a4440
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .errors import InputError
+
 # %% ../nbs/02_ddpm.ipynb #872e3ace
 def alphas_cumprod(
     betas: Tensor,  # variances added by each step, (T,), in (0, 1)
 ) -> Tensor:  # (T,), falling, in (0, 1)
-    "The share of the picture's variance left after each step, `abar`: eq. 4 of DDPM (Ho et al. 2020)."
+    """Return the share of the data's variance that is left after each step of the forward process, `abar`.
+
+    Eq. 4 of DDPM (Ho et al. 2020). Raises `InputError` on anything but (T,) values in (0, 1).
+    """
     if betas.ndim != 1 or not ((betas > 0) & (betas < 1)).all():
-        raise ValueError(
-            f"betas have shape {tuple(betas.shape)} and run from {betas.min():.4g} to {betas.max():.4g}; give (T,) values in (0, 1)"
+        raise InputError(
+            f"betas have shape {tuple(betas.shape)} and run from {betas.min():.4g} to {betas.max():.4g}; "
+            "give (T,) values in (0, 1)"
         )
-    return torch.cumprod(1 - betas, 0)
+    return torch.cumprod(1 - betas, dim=0)
 
 # %% ../nbs/02_ddpm.ipynb #73e1dadf
 def linear_schedule(
@@ -33,7 +42,7 @@ def linear_schedule(
     beta_start: float = 1e-4,  # variance added by the first step, in (0, 1)
     beta_end: float = 0.02,  # variance added by the last step, in (0, 1)
 ) -> Tensor:  # betas (T,), float32, rising
-    "The schedule of DDPM (Ho et al. 2020, section 4): betas on a straight line."
+    "Return the noise schedule of DDPM (Ho et al. 2020, section 4): betas on a straight line."
     return torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float32)
 
 
@@ -42,7 +51,10 @@ def scaled_linear_schedule(
     beta_start: float = 0.00085,  # variance added by the first step, in (0, 1)
     beta_end: float = 0.012,  # variance added by the last step, in (0, 1)
 ) -> Tensor:  # betas (T,), float32, rising
-    "The schedule of latent diffusion (Rombach et al. 2022, their code) and Stable Diffusion: *square roots* of betas on a line."
+    """Return the noise schedule of Stable Diffusion: *square roots* of betas on a straight line.
+
+    From the code of latent diffusion (Rombach et al. 2022).
+    """
     return torch.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=torch.float32) ** 2
 
 
@@ -51,67 +63,88 @@ def cosine_schedule(
     offset: float = 0.008,  # keeps the first betas from vanishing: `s` in the paper
     max_beta: float = 0.999,  # the last betas are cut off here: 1 would leave no signal at all
 ) -> Tensor:  # betas (T,), float32, rising
-    "Improved DDPM (Nichol & Dhariwal 2021, eq. 17): the share of signal follows a squared cosine."
+    """Return the noise schedule whose share of signal follows a squared cosine.
+
+    Eq. 17 of Improved DDPM (Nichol & Dhariwal 2021).
+    """
     t = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
     abar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
-    return (1 - abar[1:] / abar[:-1]).clamp(max=max_beta).float()
+    betas = 1 - abar[1:] / abar[:-1]
+    return betas.clamp(max=max_beta).float()
 
 # %% ../nbs/02_ddpm.ipynb #7a85ef83
 def snr(
     alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
 ) -> Tensor:  # (T,), variance of the signal over variance of the noise
-    "Signal-to-noise ratio `abar/(1 - abar)`: Variational Diffusion Models (Kingma et al. 2021, eq. 2)."
+    """Return the signal-to-noise ratio of each step, `abar/(1 - abar)`.
+
+    Eq. 2 of Variational Diffusion Models (Kingma et al. 2021).
+    """
     return alphas_cumprod / (1 - alphas_cumprod)
 
 # %% ../nbs/02_ddpm.ipynb #8f3a7fee
 def per_item(
-    values: Tensor,  # one number for all, (), or one per item, (b,)
-    x: Tensor,  # (b, ...): what they are to multiply
+    values: float | Tensor,  # one number for all, (), or one per item, (b,)
+    x: Tensor,  # (b, ...): the batch that they are to multiply
 ) -> Tensor:  # (b, 1, ...), on the device of `x`
-    "Shape per-item numbers to broadcast over a batch. Raises `ValueError` when their count is not the batch's."
+    "Shape numbers to broadcast over a batch. Raises `InputError` when there is not one for each item."
     values = torch.as_tensor(values, device=x.device)
     if values.shape not in (x.shape[:1], ()):
-        raise ValueError(
-            f"values have shape {tuple(values.shape)}; the batch has {len(x)} items: give one number, or one per item"
+        raise InputError(
+            f"values have shape {tuple(values.shape)}; the batch has {len(x)} items: "
+            "give one number, or one per item"
         )
     return rearrange(values.expand(len(x)), "b -> b" + " 1" * (x.ndim - 1))
 
 
 def check_steps(
-    t,  # int, or long tensor () or (b,)
+    t: int | Tensor,  # one timestep for all, or one per item: int, or long tensor () or (b,)
     x: Tensor,  # (b, ...), the batch
     num_steps: int,  # T, the length of the chain
 ) -> Tensor:  # long (b,), on the device of `x`
-    "One timestep per item. Raises `ValueError` when one is not a whole number in [0, T), or their count is not the batch's."
-    t = torch.as_tensor(t, device=x.device)
+    """Return one timestep per item of a batch.
+
+    Raises `InputError` when one is not a whole number in [0, T), or when there is not one for each item.
+    """
+    t = torch.as_tensor(t)
     if t.is_floating_point() or t.shape not in (x.shape[:1], ()):
-        raise ValueError(
-            f"t is {t.dtype} of shape {tuple(t.shape)}; give whole numbers, one for each of the {len(x)} items of the batch"
+        raise InputError(
+            f"t is {t.dtype} of shape {tuple(t.shape)}; "
+            f"give whole numbers, one for each of the {len(x)} items of the batch"
         )
-    if t.numel() and not (t.min() >= 0 and t.max() < num_steps):
-        raise ValueError(f"t runs from {t.min()} to {t.max()}; the schedule has steps 0 to {num_steps - 1}")
-    return t.long().expand(len(x))
+    t = t.long()
+    if t.numel() > 0:
+        # `tolist` waits for the device that holds `t`: an int or a CPU tensor never waits for a GPU.
+        lowest, highest = torch.stack(t.aminmax()).tolist()
+        if lowest < 0 or highest >= num_steps:
+            raise InputError(
+                f"t runs from {lowest} to {highest}; the schedule has steps 0 to {num_steps - 1}"
+            )
+    return t.to(x.device).expand(len(x))
 
 
 def check_like(
-    noise: Tensor,  # what must fit
+    noise: Tensor,  # the tensor that must fit
     x: Tensor,  # the batch it must fit
-    name: str = "noise",  # what to call it in the message
+    name: str = "noise",  # what the message calls it
 ) -> None:
-    "Raises `ValueError` when two tensors differ in shape, before broadcasting hides it."
+    "Raise `InputError` when two tensors differ in shape, before broadcasting hides it."
     if noise.shape != x.shape:
-        raise ValueError(
+        raise InputError(
             f"{name} has shape {tuple(noise.shape)}; it must be shaped like the batch, {tuple(x.shape)}"
         )
 
 # %% ../nbs/02_ddpm.ipynb #321bd5fc
 def q_sample(
     x0: Tensor,  # clean data, (b, ...): pictures, latents or points
-    t: Tensor,  # one timestep per item, (b,), in [0, T)
+    t: int | Tensor,  # one timestep per item, (b,), or one for all; in [0, T)
     noise: Tensor,  # standard normal, shaped like `x0`
     alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
 ) -> Tensor:  # noisy data, shaped like `x0`
-    "Jump straight to step `t` of the forward process: eq. 4 of DDPM (Ho et al. 2020)."
+    """Jump straight to step `t` of the forward process: eq. 4 of DDPM (Ho et al. 2020).
+
+    Raises `InputError` when shapes or timesteps do not fit.
+    """
     check_like(noise, x0)
     t = check_steps(t, x0, len(alphas_cumprod))
     abar = per_item(alphas_cumprod.to(x0.device)[t], x0)
@@ -123,87 +156,115 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")  # diffusers' names
 
 def target(
     x0: Tensor,  # clean data, (b, ...)
-    t: Tensor,  # one timestep per item, (b,), in [0, T)
+    t: int | Tensor,  # one timestep per item, (b,), or one for all; in [0, T)
     noise: Tensor,  # the noise that was added, shaped like `x0`
     alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
     prediction_type: str = "epsilon",  # "epsilon", "sample" or "v_prediction"
-) -> Tensor:  # what the network should say, shaped like `x0`
-    "The noise (DDPM, eq. 14), the clean data, or `v = sqrt(abar)*noise - sqrt(1 - abar)*x0` (Salimans & Ho 2022, section 4)."
+) -> Tensor:  # shaped like `x0`
+    """Return what the network should predict at step `t`.
+
+    That is the noise (DDPM, eq. 14), the clean data, or the velocity
+    `v = sqrt(abar)*noise - sqrt(1 - abar)*x0` (Salimans & Ho 2022, section 4).
+    Raises `InputError` on another type, or when shapes or timesteps do not fit.
+    """
     check_like(noise, x0)
     t = check_steps(t, x0, len(alphas_cumprod))
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
         return x0
-    if prediction_type != "v_prediction":
-        raise ValueError(f"prediction_type is {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
-    abar = per_item(alphas_cumprod.to(x0.device)[t], x0)
-    return (abar.sqrt() * noise - (1 - abar).sqrt() * x0).to(x0.dtype)
+    if prediction_type == "v_prediction":
+        abar = per_item(alphas_cumprod.to(x0.device)[t], x0)
+        return (abar.sqrt() * noise - (1 - abar).sqrt() * x0).to(x0.dtype)
+    raise InputError(f"prediction_type is {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
 
 # %% ../nbs/02_ddpm.ipynb #5d59d7bd
 def ddpm_loss(
-    model,  # called as `model(x_t, t, **cond)`, returns a tensor shaped like `x_t`
+    model: Callable[..., Tensor],  # called as `model(x_t, t, **cond)`, returns a tensor shaped like `x_t`
     x0: Tensor,  # clean data, (b, ...)
-    t: Tensor,  # one timestep per item, (b,), in [0, T)
+    t: int | Tensor,  # one timestep per item, (b,), or one for all; in [0, T)
     noise: Tensor,  # standard normal, shaped like `x0`
     alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
     prediction_type: str = "epsilon",  # "epsilon", "sample" or "v_prediction"
-    **cond,  # passed on to the model: text, class, ...
+    **cond: Any,  # passed on to the model: text, class, ...
 ) -> Tensor:  # scalar, float32
-    "The simple loss: noise the data, ask the network, mean squared error. Eq. 14 of DDPM (Ho et al. 2020)."
-    want = target(x0, t, noise, alphas_cumprod, prediction_type)
-    t = check_steps(t, x0, len(alphas_cumprod))
-    said = model(q_sample(x0, t, noise, alphas_cumprod), t, **cond)
-    check_like(said, x0, "the model's answer")
-    return F.mse_loss(said.float(), want.float())
+    """Return the simple loss: the mean squared error of the network's prediction on noised data.
+
+    Eq. 14 of DDPM (Ho et al. 2020).
+    Raises `InputError` when shapes, timesteps or the prediction type do not fit.
+    """
+    steps = check_steps(t, x0, len(alphas_cumprod))
+    x_t = q_sample(x0, t, noise, alphas_cumprod)
+    expected = target(x0, t, noise, alphas_cumprod, prediction_type)
+    predicted = model(x_t, steps, **cond)
+    check_like(predicted, x0, "the model's answer")
+    return F.mse_loss(predicted.float(), expected.float())
 
 # %% ../nbs/02_ddpm.ipynb #9358604b
 def ddpm_step(
-    eps: Tensor,  # the network's guess of the noise in `x_t`, (b, ...)
-    t: Tensor,  # where we are: one timestep per item, (b,), or one for all; in [0, T)
+    eps: Tensor,  # the network's prediction of the noise in `x_t`, (b, ...)
+    t: int | Tensor,  # where we are: one timestep per item, (b,), or one for all; in [0, T)
     x_t: Tensor,  # noisy data, (b, ...)
     alphas_cumprod: Tensor,  # (T,), falling, in (0, 1)
     noise: Tensor | None = None,  # standard normal, shaped like `x_t`; without it, the mean of the step
-    variance: str = "fixed_small",  # "fixed_small" (posterior variance) or "fixed_large" (beta)
+    variance: str = "fixed_small",  # "fixed_small" (the posterior variance) or "fixed_large" (beta)
 ) -> Tensor:  # data one step cleaner, shaped like `x_t`
-    "One ancestral step from `t` to `t - 1`: algorithm 2 of DDPM (Ho et al. 2020), variances of section 3.2. Step 0 adds no noise."
+    """Take one step of the reverse process, from `t` to `t - 1`; step 0 adds no noise.
+
+    Algorithm 2 of DDPM (Ho et al. 2020), with the variances of section 3.2.
+    Raises `InputError` on another `variance`, or when shapes or timesteps do not fit.
+    """
+    if variance not in ("fixed_small", "fixed_large"):
+        raise InputError(f"variance is {variance!r}; use 'fixed_small' or 'fixed_large'")
     check_like(eps, x_t, "eps")
     t = check_steps(t, x_t, len(alphas_cumprod))
     table = alphas_cumprod.to(x_t.device)
     abar = per_item(table[t], x_t)
-    prev = per_item(torch.where(t > 0, table[t - 1], 1), x_t)  # before step 0 there is no noise at all
-    beta = 1 - abar / prev
+    abar_prev = per_item(torch.where(t > 0, table[t - 1], 1), x_t)  # before step 0 there is no noise at all
+    beta = 1 - abar / abar_prev
     x0 = (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()
-    mean = (prev.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - prev) * x_t) / (1 - abar)  # eq. 7
-    if variance not in ("fixed_small", "fixed_large"):
-        raise ValueError(f"variance is {variance!r}; use 'fixed_small' or 'fixed_large'")
+    mean = abar_prev.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - abar_prev) * x_t  # eq. 7 ...
+    mean = mean / (1 - abar)
     if noise is None:
         return mean.to(x_t.dtype)
     check_like(noise, x_t)
-    var = beta * (1 - prev) / (1 - abar) if variance == "fixed_small" else beta  # eq. 7, or beta itself
-    return (mean + var.sqrt() * noise * per_item(t > 0, x_t)).to(x_t.dtype)
+    sigma2 = beta
+    if variance == "fixed_small":
+        sigma2 = beta * (1 - abar_prev) / (1 - abar)  # ... and the posterior variance beside it
+    return (mean + sigma2.sqrt() * noise * per_item(t > 0, x_t)).to(x_t.dtype)
 
 # %% ../nbs/02_ddpm.ipynb #cd70c320
+def normal_noise(
+    shape: Sequence[int],  # of the result
+    generator: torch.Generator | None,  # draws the numbers; torch's own generator without one
+    device: torch.device,  # of the result; the generator may live on another
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:  # standard normal
+    "Draw noise where the generator lives, and bring it to `device`."
+    drawn_on = device if generator is None else generator.device
+    return torch.randn(tuple(shape), generator=generator, device=drawn_on, dtype=dtype).to(device)
+
+
 @torch.no_grad()
 def ddpm_sample(
-    model,  # called as `model(x_t, t, **cond)` with `t` long (b,); returns the noise it sees
-    shape: tuple,  # of the result, (b, ...)
+    model: Callable[..., Tensor],  # called as `model(x_t, t, **cond)` with `t` long (b,); predicts the noise
+    shape: Sequence[int],  # of the result, (b, ...)
     alphas_cumprod: Tensor,  # (T,), falling, in (0, 1); the result is on its device
     generator: torch.Generator | None = None,  # draws the start and the noise of every step
-    callback=None,  # called as `callback(t, x)` with each new `x`, from t = T - 1 down to 0
+    callback: Callable[[int, Tensor], object] | None = None,  # called as `callback(t, x)`, t from T - 1 to 0
     variance: str = "fixed_small",  # "fixed_small" or "fixed_large", as in `ddpm_step`
-    **cond,  # passed on to the model
+    **cond: Any,  # passed on to the model
 ) -> Tensor:  # samples, float32 of `shape`
-    "From pure noise to data in T steps: algorithm 2 of DDPM (Ho et al. 2020)."
-    device = generator.device if generator is not None else alphas_cumprod.device
-
-    def draw():
-        return torch.randn(tuple(shape), generator=generator, device=device).to(alphas_cumprod.device)
-
-    x = draw()
-    for t in reversed(range(len(alphas_cumprod))):
-        eps = model(x, check_steps(t, x, len(alphas_cumprod)), **cond)
-        x = ddpm_step(eps, t, x, alphas_cumprod, noise=draw() if t else None, variance=variance)
-        if callback:
+    "Walk the whole reverse process, from noise to data in T steps: algorithm 2 of DDPM (Ho et al. 2020)."
+    num_steps = len(alphas_cumprod)
+    device = alphas_cumprod.device
+    x = normal_noise(shape, generator, device)
+    for t in reversed(range(num_steps)):
+        eps = model(x, check_steps(t, x, num_steps), **cond)
+        noise = None
+        if t > 0:
+            noise = normal_noise(shape, generator, device)
+        x = ddpm_step(eps, t, x, alphas_cumprod, noise, variance)
+        if callback is not None:
             callback(t, x)
     return x

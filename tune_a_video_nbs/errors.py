@@ -6,7 +6,11 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/errors.html.md"""
 
 # %% auto #0
 __all__ = ['TuneAVideoError', 'InputError', 'InputTypeError', 'MissingFileError', 'ExistingFileError', 'FileAccessError',
-           'MissingPackageError', 'DivergedError']
+           'MissingPackageError', 'DivergedError', 'warn']
+
+# %% ../nbs/80_errors.ipynb #err-imports
+import inspect
+import warnings
 
 # %% ../nbs/80_errors.ipynb #err-classes
 class TuneAVideoError(Exception):
@@ -39,3 +43,17 @@ class MissingPackageError(TuneAVideoError, RuntimeError):
 
 class DivergedError(TuneAVideoError, FloatingPointError):
     "A training whose loss is no longer a number."
+
+# %% ../nbs/80_errors.ipynb #err-warn
+def warn(
+    message: str,  # what was seen, and what to do
+) -> None:
+    "Warn at the line that called this library, from however deep within it, diffusers or torch."
+    passed_over = {"tune_a_video_nbs", "diffusers", "torch"}
+    stacklevel = 2  # 1 would be this function
+    for caller in inspect.stack(context=0)[1:]:
+        module = caller.frame.f_globals.get("__name__", "")
+        if module.split(".")[0] not in passed_over:
+            break
+        stacklevel += 1
+    warnings.warn(message, stacklevel=stacklevel)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import typer
 
-from .files import _read_json, _save_json, _save_text, check_free, whole_folder
+from .files import read_json, save_json, save_text, check_free, whole_folder
 from .report import _STYLE, _cell, _table_html
 
 # %% ../nbs/60_runs.ipynb #7fb726ec
@@ -166,7 +166,7 @@ def run_tune(
             seconds=round(time.time() - began, 1),
             versions=_versions(),
         )
-        _save_json(part / "run.json", about)
+        save_json(part / "run.json", about)
     if checkpoint:
         Path(checkpoint).unlink(missing_ok=True)
     return about
@@ -230,7 +230,7 @@ def write_page(run: str | Path) -> Path:  # a folder with `run.json`, `frames/` 
     from tune_a_video_nbs.show import clips_html
 
     run = Path(run)
-    about, edits = _read_json(run / "run.json"), _read_json(run / "scores.json")
+    about, edits = read_json(run / "run.json"), read_json(run / "scores.json")
     clips = {f"source: {about['caption']}": read_clip(run / "frames", None)}
     clips |= {f"{e['file'][6:8]}: {e['prompt']}": read_clip(run / e["file"], None) for e in edits}
     say, steps, size = html.escape, about["settings"]["tune_steps"], about["size"]
@@ -252,7 +252,7 @@ def write_page(run: str | Path) -> Path:  # a folder with `run.json`, `frames/` 
         ("Scores", scores),
         ("To make it again", f"<pre>{say(_typed(about, edits))}</pre>{folded}{made}"),
     ]
-    return _save_text(run / "index.html", page_html(about["caption"], sections))
+    return save_text(run / "index.html", page_html(about["caption"], sections))
 
 # %% ../nbs/60_runs.ipynb #310e7bf5
 def _slug(prompt):
@@ -297,7 +297,7 @@ def read_run(run: str | Path) -> dict:  # a folder that `run_tune` wrote -> the 
     "Raises `FileNotFoundError` on a folder that is no run."
     if not (Path(run) / "run.json").is_file():
         raise FileNotFoundError(f"{run} is no run: make one with tune-a-video tune")
-    return _read_json(Path(run) / "run.json")
+    return read_json(Path(run) / "run.json")
 
 
 def _draw(pipe, run, prompt, latents, clip, eta, seed, now):
@@ -355,9 +355,9 @@ def run_edit(
             new.append(
                 _draw(pipe, run, p, latents, clip, eta, seed, now) | dict(reconstruction_psnr=fidelity)
             )
-            _save_json(
+            save_json(
                 run / "scores.json",
-                (_read_json(run / "scores.json") if (run / "scores.json").exists() else []) + new[-1:],
+                (read_json(run / "scores.json") if (run / "scores.json").exists() else []) + new[-1:],
             )
     finally:
         if new:

@@ -23,7 +23,7 @@ import torch
 
 from .clips import read_clip, write_clip
 from .files import save_atomic
-from .ldm import bundled, check_prompt, known_words, model_path, quiet
+from .ldm import bundled_models, check_prompt, known_words, model_path, quiet
 from .metrics import frame_consistency, text_alignment
 from .oracle import score_edit
 from .pipeline import TuneAVideoPipeline
@@ -271,7 +271,7 @@ def _load(self, c):
     except (OSError, ValueError) as e:
         raise Refused(dict(base=str(e).strip().splitlines()[0])) from e
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device == "cuda" and c.base not in bundled() else torch.float32
+    dtype = torch.float16 if device == "cuda" and c.base not in bundled_models() else torch.float32
     pipe.to(device, dtype).set_progress_bar_config(disable=True)
     names = set(trainable_names(pipe.unet))
     self.fresh = {n: p.detach().cpu().clone() for n, p in pipe.unet.named_parameters() if n in names}

@@ -12,10 +12,11 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, 
 from diffusers.utils import logging
 from small_nets import STABLE, randomise, small_pipeline, small_unet
 
-from tune_a_video_nbs.edit import OUTPUTS, _draw_latents, _tokens, decode_clip, encode_clip
+from tune_a_video_nbs.edit import OUTPUTS, decode_clip, encode_clip
 from tune_a_video_nbs.inflate import inflate
 from tune_a_video_nbs.ldm import as_ddim
 from tune_a_video_nbs.pipeline import TuneAVideoPipeline
+from tune_a_video_nbs.prompts import tokenize
 from tune_a_video_nbs.tune import trainable_names
 from tune_a_video_nbs.tuned import save_tuned
 
@@ -37,7 +38,7 @@ def load(folder, **kwargs):
         warnings.filterwarnings("ignore", "PNDMScheduler is replaced")
         pipe = TuneAVideoPipeline.from_pretrained(folder, **kwargs)
     pipe.set_progress_bar_config(disable=True)
-    pipe.settings |= dict(num_inference_steps=3, guidance_scale=3.0, tune_steps=2)
+    pipe.update_settings(num_inference_steps=3, guidance_scale=3.0, tune_steps=2)
     return pipe
 
 
@@ -61,9 +62,10 @@ def pipe(folders):
     return load(folders["sd1"])
 
 
-def test_pndm_is_replaced_and_says_so(folders):
-    with pytest.warns(UserWarning, match="PNDMScheduler is replaced by DDIM"):
-        pipe = TuneAVideoPipeline.from_pretrained(folders["v"])
+def test_pndm_is_replaced_without_a_word(folders, recwarn):
+    "It came with the model and nobody chose it; the warning stood at every load of Stable Diffusion 1.5."
+    pipe = TuneAVideoPipeline.from_pretrained(folders["v"])
+    assert not [w for w in recwarn if "replaced" in str(w.message)]
     c = pipe.scheduler.config
     assert type(pipe.scheduler) is DDIMScheduler and (
         c.prediction_type,
@@ -163,7 +165,7 @@ def test_saved_and_loaded(folder, tmp_path):
     assert set(pipe.components) == set(again.components)
     shared = TuneAVideoPipeline(**pipe.components)
     shared.set_progress_bar_config(disable=True)
-    shared.settings = pipe.settings
+    shared.update_settings(**pipe.settings)
     assert shared.unet is pipe.unet and (draw(shared) == draw(pipe)).all()
 
 
@@ -204,11 +206,11 @@ def test_model_offload(folder):
         return p(BLUE, latents=p.invert(clip(), RED)).frames
 
     for _ in range(2):
-        assert (run(moved) == run(plain)).all()
+        assert np.abs(run(moved) - run(plain)).max() < 1e-5  # memory elsewhere, sums in another order
     assert moved.tune(clip(), RED) == pytest.approx(
         plain.tune(clip(), RED), rel=1e-5
     )  # memory elsewhere, sums in another order
-    assert abs(run(moved).astype(int) - run(plain)).max() <= 1
+    assert abs(run(moved) - run(plain)).max() <= 1.5 / 255
 
 
 def test_sequential_offload(folder):
@@ -216,11 +218,8 @@ def test_sequential_offload(folder):
     pipe = load(folder)
     pipe.enable_sequential_cpu_offload(device="cpu")
     assert all(p.is_meta for p in pipe.unet.parameters()) and pipe._execution_device.type == "cpu"
-    assert (
-        _tokens(pipe, pipe.tokenizer, [RED]).device.type
-        == _draw_latents(pipe, 1, 2, None, None, rng()).device.type
-        == "cpu"
-    )
+    assert tokenize(pipe.tokenizer, [RED], pipe._execution_device).device.type == "cpu"
+    assert pipe.prepare_latents(1, 2, generator=rng()).device.type == "cpu"
     with pytest.raises(ValueError, match="leaves no weights to tune"):
         pipe.tune(clip(), RED)
 
@@ -281,7 +280,7 @@ def test_videos_of_a_prompt_and_generators(folder):
         ).abs().max() < 1e-4 * four.abs().max()
     assert (
         pipe([RED, BLUE], generator=rng(), **how).frames
-        - pipe([RED, BLUE], generator=rng(), guide_at_once=False, **how).frames
+        - pipe([RED, BLUE], generator=rng(), batched_guidance=False, **how).frames
     ).abs().max() < 1e-4 * four.abs().max()
     z = torch.randn(1, 4, 2, 8, 8, generator=rng())
     with pytest.warns(UserWarning, match="will be equal"):
@@ -309,10 +308,10 @@ def test_outputs(pipe):
         for clips in zip(out["pil"], out["uint8"])
         for pil, frame in zip(*clips)
     )
-    assert (decode_clip(pipe, out["latent"]) == out["uint8"]).all()
-    assert (pipe(**how, generator=rng(), return_dict=False)[0] == out["uint8"]).all()
+    assert (decode_clip(pipe, out["latent"], "uint8") == out["uint8"]).all()
+    assert (pipe(**how, generator=rng(), return_dict=False)[0] == out["np"]).all()
     pipe.vae.enable_slicing()
-    assert np.abs(decode_clip(pipe, out["latent"]).astype(int) - out["uint8"]).max() <= 1
+    assert np.abs(decode_clip(pipe, out["latent"]) - out["np"]).max() <= 1 / 255
 
 
 def test_callbacks_see_and_change(folder):
@@ -323,9 +322,7 @@ def test_callbacks_see_and_change(folder):
         seen.append((i, int(t), sorted(now)))
 
     names = [
-        k
-        for k in pipe._callback_tensor_inputs
-        if pipe.text_encoder_2 is not None or not ("pooled" in k or "time_ids" in k)
+        k for k in pipe._callback_tensor_inputs if pipe.text_encoder_2 is not None or not k.startswith("add_")
     ]
     pipe(RED, num_frames=1, callback_on_step_end=look, callback_on_step_end_tensor_inputs=names)
     assert (
@@ -437,7 +434,8 @@ def test_long_and_missing_words_are_told(pipe):
         16,
         3,
     )  # the empty prompt is legal, and so is one frame
-    pipe.settings["invert_with"], pipe.caption = "caption", ""
+    pipe.update_settings(invert_with="caption")
+    pipe.caption = ""
     with pytest.warns(UserWarning, match="best inverted with the clip's caption"):
         pipe.invert(clip())
 
