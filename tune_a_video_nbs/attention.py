@@ -156,7 +156,7 @@ class FrameAttention(nn.Module):
         self.to_q = nn.Linear(query_dim, inner_dim, bias=bias)
         self.to_k = nn.Linear(query_dim, inner_dim, bias=bias)
         self.to_v = nn.Linear(query_dim, inner_dim, bias=bias)
-        self.to_out = nn.Sequential(nn.Linear(inner_dim, query_dim, bias=out_bias), nn.Dropout(dropout))
+        self.to_out = nn.ModuleList([nn.Linear(inner_dim, query_dim, bias=out_bias), nn.Dropout(dropout)])
 
 # %% ../nbs/11_attention.ipynb #a77e0002
 class SparseCausalAttention(FrameAttention):
@@ -185,7 +185,7 @@ class SparseCausalAttention(FrameAttention):
         found = []
         for asking, (_, table) in zip(q.split([size for size, _ in groups], dim=1), groups, strict=True):
             found.append(self._ask(asking, _gather(k, num_frames, table), _gather(v, num_frames, table)))
-        return self.to_out(rearrange(torch.cat(found, dim=1), "b f n d -> (b f) n d"))
+        return self.to_out[1](self.to_out[0](rearrange(torch.cat(found, dim=1), "b f n d -> (b f) n d")))
 
     def _ask(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         "Let the i frames of each of the g table rows ask together, as one long picture: b (g i) n d."
@@ -262,7 +262,7 @@ class TemporalAttention(FrameAttention):
         q = split_heads(self.to_q(x), self.heads)
         k = split_heads(self.to_k(x), self.heads)
         v = split_heads(self.to_v(x), self.heads)
-        out = self.to_out(rearrange(attend(q, k, v), "b h f d -> b f (h d)"))
+        out = self.to_out[1](self.to_out[0](rearrange(attend(q, k, v), "b h f d -> b f (h d)")))
         return rearrange(out, "(b n) f d -> (b f) n d", n=n)
 
 # %% ../nbs/11_attention.ipynb #13caa241

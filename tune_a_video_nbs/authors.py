@@ -260,7 +260,8 @@ def load_authors_parts(
 ) -> dict[str, Any]:  # all parts but the UNet
     "Open the parts of a pipeline of the authors'. Raises `InputError` on a scheduler that nobody knows."
     scheduler_class: Any = getattr(diffusers, str(index["scheduler"][1]), None)
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
+    known = isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)
+    if not known:
         raise InputError(f"{folder} names a scheduler that diffusers does not have: {index['scheduler'][1]}")
     only_pickles = Path(folder).is_dir() and not any(Path(folder).rglob("*.safetensors"))
     loading = {"use_safetensors": False if only_pickles else None} | unet_arguments(arguments)
