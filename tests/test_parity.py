@@ -8,7 +8,8 @@ import torch
 from diffusers import PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from tune_a_video_nbs.inflate import VideoUNet, inflate
+from tune_a_video_nbs.authors import load_video_unet
+from tune_a_video_nbs.inflate import inflate
 from tune_a_video_nbs.pipeline import TuneAVideoPipeline
 from tune_a_video_nbs.tune import trainable_names
 
@@ -72,9 +73,9 @@ def test_training_step(unet, checkpointing):
 def test_saved_norms_are_not_silently_another(unet, tmp_path):
     "A saved video network says which norms it has; asking for others is an error, not a silent choice."
     unet.save_pretrained(tmp_path)
-    assert VideoUNet.from_pretrained(tmp_path, frame_norm="shared").config.frame_norm == "shared"
+    assert load_video_unet(tmp_path, frame_norm="shared").config.frame_norm == "shared"
     with pytest.raises(ValueError, match="was saved with frame_norm='shared'"):
-        VideoUNet.from_pretrained(tmp_path, frame_norm="per_frame")
+        load_video_unet(tmp_path, frame_norm="per_frame")
 
 
 def authors_ddim(frame_norm="shared"):
