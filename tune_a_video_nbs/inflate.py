@@ -124,10 +124,9 @@ def replace_blocks(unet: UNet2DConditionModel) -> None:
     "Let every block in `BLOCKS` look across frames, in place. Raises `InputError` if other layers attend."
     blocks = [layer for layer in unet.modules() if type(layer) in BLOCKS]
     if not blocks:
-        kinds = dict.fromkeys(type(stage).__name__ for stage in [*unet.down_blocks, *unet.up_blocks])
-        built = f"it is built of {', '.join(kinds)}"
+        kinds = ", ".join(dict.fromkeys(type(m).__name__ for m in [*unet.down_blocks, *unet.up_blocks]))
         raise InputError(
-            f"no transformer block in this network ({built}): nothing in it looks at other frames"
+            f"no transformer block in this network (it is built of {kinds}): it sees single frames"
         )
     inside = {id(layer) for block in blocks for layer in block.modules()}
     for name, layer in unet.named_modules():
@@ -186,8 +185,8 @@ def _fold_residual(x: Tensor, num_clips: int, num_frames: int) -> Tensor:
     return x
 
 
-def _rows_of_clip(x: Tensor, clip: int, num_clips: int) -> Tensor:
-    return x.chunk(num_clips)[clip]
+def _take_part(x: Tensor, part: int, parts: int) -> Tensor:
+    return x.chunk(parts)[part]
 
 # %% ../nbs/12_inflate.ipynb #53ebd4fc
 FRAME_NORMS = ("per_frame", "shared")  # where ResNet group norms take their statistics
@@ -256,13 +255,12 @@ class VideoUNet(UNet2DConditionModel):
         for name in [name for name in kwargs if "additional_residual" in name]:
             batch[name] = map_tensors(fold_residual, kwargs.pop(name))
 
-        clips = [batch]
-        if self.config.frame_norm == "shared":  # such a norm takes all pictures that it sees for one clip
-            each = [partial(_rows_of_clip, clip=i, num_clips=num_clips) for i in range(num_clips)]
-            clips = [map_tensors(rows, batch) for rows in each]
+        # a shared norm takes all pictures that it sees for one clip
+        parts = num_clips if self.config.frame_norm == "shared" else 1
         predicted = []
-        for clip in clips:
-            predicted.append(super().forward(**clip, **kwargs, return_dict=False)[0])
+        for i in range(parts):
+            part = map_tensors(partial(_take_part, part=i, parts=parts), batch)
+            predicted.append(super().forward(**part, **kwargs, return_dict=False)[0])
         out = unfold(torch.cat(predicted), num_frames)
         return UNet2DConditionOutput(sample=out) if return_dict else (out,)
 
@@ -291,7 +289,9 @@ def inflate(
             f"inflate takes diffusers' UNet2DConditionModel, not {type(image_unet).__name__}"
         )
     own = dict(frame_norm=frame_norm, keys_from=keys_from, frame_positions=frame_positions)
-    unet = VideoUNet.from_config(image_unet.config, **own).to(image_unet.device, image_unet.dtype)
+    unet = VideoUNet.from_config(image_unet.config, **own).to(image_unet.device)
+    if unet.dtype != image_unet.dtype:  # diffusers warns of a cast, even of one that changes nothing
+        unet.to(image_unet.dtype)
     missing, unexpected = unet.load_state_dict(image_unet.state_dict(), strict=False)
     strange = [k for k in missing if "_temp." not in k] + unexpected
     if strange:
