@@ -1,4 +1,4 @@
-"The attention of chapter 11 inside an inflated network: what the chapter itself cannot show, as it comes before inflation."
+"The attention of chapter 11, alone and inside an inflated network, which comes after that chapter."
 
 import json
 from pathlib import Path

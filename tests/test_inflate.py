@@ -191,7 +191,7 @@ def test_compiled_blocks():
 
 
 def test_a_level_that_reads_text_only_keeps_its_attention():
-    "Upscalers have levels with `only_cross_attention`: nothing to replace there, but a temporal layer to add."
+    "Upscalers have levels with `only_cross_attention`: nothing to replace, but a temporal layer to add."
     image = small_unet(only_cross_attention=[True, False])
     net, g = inflate(image), rng()
     cond, x = conditions(image, 2, g), torch.randn(2, 4, 8, 8, generator=g)
