@@ -204,7 +204,8 @@ def plan_command(
 ) -> None:
     """Will it fit into a GPU, and how?
 
-    Counts the memory of tuning and of drawing, and names the switches to set. Nothing is run, and no weights are read.
+    Counts the memory of tuning and of drawing, and names the switches to set. Nothing is run, and no weights
+    are read.
 
     Example: tune-a-video plan sd15 --frames 24 --size 512 --gpu 15 --precision float16"""
     commands.print_plan(model, frames, size, gpu, precision.value, as_json)
@@ -228,8 +229,8 @@ def train_command(
     commands.train(folder, steps, vae_steps, clip_steps, seed, part)
 
 # %% ../nbs/63_cli.ipynb #cli-many
-app.command("evaluate")(evaluate_command)
-app.command("benchmark")(benchmark_command)
+for name, command in (("evaluate", evaluate_command), ("benchmark", benchmark_command)):
+    app.command(name)(command)
 
 # %% ../nbs/63_cli.ipynb #c0ff000c
 def main() -> None:

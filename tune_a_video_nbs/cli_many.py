@@ -60,10 +60,11 @@ def evaluate_command(
 ) -> None:
     """Score edits of held-out clips that code drew.
 
-    Every clip is tuned, inverted, and edited four ways; every edit is held against the exactly right clip, which code can draw. Means over clips:
-    shares of frames in which what was asked is there (edited), the rest was kept (kept), both (all); distance from the source's path in pixels;
-    PSNR in dB against the right clip. With --ablation also SSIM against it, flicker in grey levels, the same of what is drawn from pure noise
-    (noise_...), and after each mean half its 95 % interval over clips.
+    Every clip is tuned, inverted, and edited four ways; every edit is held against the exactly right clip,
+    which code can draw. Means over clips: shares of frames in which what was asked is there (edited), the
+    rest was kept (kept), both (all); distance from the source's path in pixels; PSNR in dB against the right
+    clip. With --ablation also SSIM against it, flicker in grey levels, the same of what is drawn from pure
+    noise (noise_...), and after each mean half its 95 % interval over clips.
 
     \b
     Examples:
@@ -144,16 +145,19 @@ def benchmark_command(
 ) -> None:
     """Tune, invert, edit and score a whole data set.
 
-    For each clip and each of its prompts. Writes results.jsonl, clips, summary.md, summary.csv and index.html. Missing videos are listed and skipped;
-    an edit that fails is recorded and the rest go on. Stop it when you like: the same command goes on, and tries again what failed.
+    For each clip and each of its prompts. Writes results.jsonl, clips, summary.md, summary.csv and
+    index.html. Missing videos are listed and skipped; an edit that fails is recorded and the rest go on. Stop
+    it when you like: the same command goes on, and tries again what failed.
 
     \b
     Examples:
       tune-a-video benchmark mine.csv --format csv --videos clips
-      tune-a-video benchmark configs --format tgve --videos data --model owner/model --frames 32 --clip openai/clip-vit-large-patch14
+      tune-a-video benchmark configs --format tgve --videos data --model owner/model --frames 32
       tune-a-video benchmark prompts.yaml --format davis --videos DAVIS
-      tune-a-video benchmark validate.csv --format kinetics --videos k600 --caption "a person is {label}" --prompt "{caption} on the moon" --limit 50
-      accelerate launch --multi_gpu --num_processes 8 --no_python tune-a-video benchmark configs --format tgve --videos data
+      tune-a-video benchmark validate.csv --format kinetics --videos k600 --limit 50
+        --caption "a person is {label}" --prompt "{caption} on the moon"
+      accelerate launch --multi_gpu --num_processes 8 --no_python
+        tune-a-video benchmark configs --format tgve --videos data
 
     \b
     Exit code: 0 all done; 3 some edits failed; 1 could not begin; 2 misused; 130 stopped."""

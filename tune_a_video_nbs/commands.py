@@ -144,7 +144,7 @@ def draw_to_file(
 def print_models(
     as_json: bool = False,
 ) -> None:
-    "Print the bundled models, their size and their words; read as files, for torch would take seconds to come."
+    "Print the bundled models, their size and their words, read as files: torch would take seconds."
     assets = Path(str(files("tune_a_video_nbs") / "assets"))
     found = {}
     for index in sorted(assets.glob("*/model_index.json")):

@@ -67,7 +67,7 @@ def model_side(
     pipe: TuneAVideoPipeline,
     side: int | None = None,  # pixels; the model's own without
 ) -> int:
-    "Return the side of the square pictures to work on. Raises `InputError` on one that the model cannot take."
+    "Return the side of the square to work on. Raises `InputError` on one that the model cannot take."
     factor = pipe.vae_scale_factor
     if side is None:
         return pipe.unet.config.sample_size * factor

@@ -200,7 +200,7 @@ def reconstruction_psnr(
     progress: bool = True,  # show a bar
     **options: Any,  # as given to `pipe.invert`: num_inference_steps, strength
 ) -> float:  # dB, at most 99
-    "Return how well the inverted clip, sampled without guidance in the words of its inversion, gives it back."
+    "Return how well the inverted clip, sampled unguided in the words of its inversion, gives it back."
     pipe.set_progress_bar_config(disable=not progress, desc="checking the inversion")
     words = pipe.inversion_prompt(clip)
     drawn: Any = pipe(words, latents=latents, guidance_scale=1, output_type="uint8", **options)
