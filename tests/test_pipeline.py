@@ -259,7 +259,7 @@ def test_ctrl_c_leaves_it_usable(pipe):
     assert (pipe(RED, num_frames=2, generator=rng()).frames == want).all()
     with pytest.raises(KeyboardInterrupt):
         pipe.tune(clip(), RED, callback=stop)
-    assert not pipe.unet.training and not any(p.requires_grad for p in pipe.unet.parameters())
+    assert not pipe.unet.training
     assert len(pipe.tune(clip(), RED)) == 2 and pipe(RED, num_frames=2).frames.shape == (1, 2, 16, 16, 3)
 
 

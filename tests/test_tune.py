@@ -1,58 +1,58 @@
-"What chapter 13 claims, for all three families of Stable Diffusion; faults of disk, file and user; and death at any moment (this file run by itself)."
-
-import io
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-import traceback
-from pathlib import Path
+"What chapter 13 claims, for all three families of Stable Diffusion; and all else is as it was."
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDIMScheduler
+from diffusers.training_utils import compute_snr
 from small_nets import SHAPES, conditions, small_unet
+from small_tuning import clip_and_text, off, rng, run, values
+from torch import nn
 
-from tune_a_video_nbs import ddpm
-from tune_a_video_nbs.files import save_atomic
-from tune_a_video_nbs.inflate import inflate
-from tune_a_video_nbs.train import fit
-from tune_a_video_nbs.tune import clip_loss, draw_noise, min_snr_weights, trainable_names, tune
-from tune_a_video_nbs.tuned import load_tuned, save_tuned
+from tune_a_video_nbs.ddpm import snr
+from tune_a_video_nbs.errors import DivergedError, InputError, TuneAVideoError
+from tune_a_video_nbs.inflate import VideoUNet, inflate
+from tune_a_video_nbs.tune import (
+    StopTuning,
+    clip_loss,
+    draw_noise,
+    min_snr_weights,
+    trainable_names,
+    trainable_parameters,
+    tune,
+)
+from tune_a_video_nbs.weights import (
+    fingerprint,
+    float32_master_weights,
+    forget_learned,
+    learned_modules,
+    own_parameters,
+    unwrapped,
+)
 
 
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
+class Adapted(nn.Module):
+    "A linear layer with a small one beside it, under the names that peft gives them."
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        down = nn.Linear(base_layer.in_features, 2, bias=False)
+        up = nn.Linear(2, base_layer.out_features, bias=False)
+        self.lora_A = nn.ModuleDict({"default": down})
+        self.lora_B = nn.ModuleDict({"default": up})
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
 
 
-def job(net, f=3):
-    "A clip, its text, and SDXL's conditions where the network wants them."
-    g = rng(1)
-    cond = conditions(net, 1, g)
-    return (
-        torch.randn(1, 4, f, 8, 8, generator=g),
-        cond["encoder_hidden_states"],
-        dict(added_cond_kwargs=cond.get("added_cond_kwargs")),
-    )
-
-
-def run(net=None, steps=4, lr=1e-3, prediction_type="epsilon", **kwargs):
-    "Tune a small network; the network."
-    net = net or inflate(small_unet())
-    latents, text, more = job(net)
-    tune(net, latents, text, DDIMScheduler(prediction_type=prediction_type), steps, lr, **more | kwargs)
+def adapt(net):
+    "Put an adapter around every query of sparse-causal attention."
+    for layer in list(net.modules()):
+        if hasattr(layer, "attn1"):
+            layer.attn1.to_q = Adapted(layer.attn1.to_q)
     return net
-
-
-def values(net):
-    return {n: p.detach().clone() for n, p in net.named_parameters()}
-
-
-def off(a, b):
-    return max((p.float() - q.float()).abs().max().item() for p, q in zip(a.parameters(), b.parameters()))
 
 
 # ---- what learns
@@ -68,11 +68,8 @@ def test_what_should_learn_learns_and_nothing_else(shape, checkpointing, positio
     run(net, gradient_checkpointing=checkpointing)
     assert [n for n, p in net.named_parameters() if not p.equal(before[n])] == trainable_names(net)
     assert positions == any("frame_positions" in n for n in trainable_names(net))
-    assert (
-        not any(p.requires_grad or p.grad is not None for p in net.parameters())
-        and not net.is_gradient_checkpointing
-        and not net.training
-    )
+    assert not any(p.grad is not None for p in net.parameters())
+    assert not net.is_gradient_checkpointing and not net.training
 
 
 def test_the_optimizer_holds_only_what_learns(tmp_path):
@@ -81,63 +78,147 @@ def test_the_optimizer_holds_only_what_learns(tmp_path):
     assert list(state["params"]) == names and len(state["optimizer"]["state"]) == len(names)
 
 
-def test_names_that_do_not_exist():
+@pytest.mark.parametrize("parts", [("attn1.to_q", "atn_temp"), "attn", "to_", "attn1.to", "emp", (), ("",)])
+def test_parts_are_whole_words_of_names(parts):
+    "`attn` is in no name as a word of its own, though it is in many as letters."
     net = inflate(small_unet())
-    assert trainable_names(net, "attn_temp") == trainable_names(
-        net, ("attn_temp",)
-    )  # a lone word is not taken letter by letter
-    for learns in (("attn1.to_q", "atn_temp"), ()):
-        with pytest.raises(ValueError, match="no parameter's name contains"):
-            run(net, learns=learns)
+    if parts == ("",):
+        assert trainable_names(net, parts) == [n for n, _ in net.named_parameters()]
+        return
+    with pytest.raises(
+        InputError, match="trainable_modules is empty" if parts == () else "no parameter's name"
+    ):
+        run(net, trainable_modules=parts)
+
+
+def test_a_lone_word_is_not_taken_letter_by_letter():
+    net = inflate(small_unet())
+    assert trainable_names(net, "attn_temp") == trainable_names(net, ("attn_temp",)) != []
+    run(net, trainable_modules="attn_temp")
+    assert learned_modules(net) == ("attn_temp",)
 
 
 def test_checkpointing_and_callbacks_change_nothing():
     plain, seen = run(), []
 
     def watch(step, loss, weights):
-        seen.append((step, loss, sorted(weights)))
+        seen.append((step, sorted(weights)))
         torch.randn(3)  # a preview may draw, from anywhere but the run's generator
 
-    assert (
-        off(plain, run(callback=watch)) < 1e-5 and off(plain, run(gradient_checkpointing=True)) < 1e-5
-    )  # on several threads sums are rounded anew
-    assert [s for s, _, _ in seen] == [0, 1, 2, 3] and seen[0][2] == sorted(trainable_names(plain))
+    assert off(plain, run(callback=watch)) < 1e-5  # on several threads sums are rounded anew
+    assert off(plain, run(gradient_checkpointing=True)) < 1e-5
+    assert [step for step, _ in seen] == [0, 1, 2, 3] and seen[0][1] == sorted(trainable_names(plain))
+
+
+# ---- wrappers
+
+
+def wrappers():
+    "Name -> a function that wraps a network."
+    kinds = {"parallel": nn.DataParallel}  # without a GPU it calls the network inside
+    if hasattr(torch.compiler, "set_stance"):
+        kinds["compiled"] = torch.compile
+        kinds["both"] = compiled_and_parallel
+    return kinds
+
+
+def compiled_and_parallel(net):
+    return nn.DataParallel(torch.compile(net))
+
+
+@pytest.mark.parametrize("kind", wrappers())
+def test_a_wrapped_network_learns_the_same(kind, monkeypatch, tmp_path):
+    net = inflate(small_unet())
+    wrapped = wrappers()[kind](net)
+    assert unwrapped(wrapped) is net
+    assert trainable_names(wrapped) == trainable_names(net)
+    assert fingerprint(wrapped, []) == fingerprint(net, [])
+    if kind == "parallel":
+        run(net, wrapped=wrapped, checkpoint=tmp_path / "c")
+    else:
+        with torch.compiler.set_stance("force_eager"):  # the wrapper counts here, not the compiler
+            run(net, wrapped=wrapped, checkpoint=tmp_path / "c")
+    assert off(net, run(checkpoint=tmp_path / "c")) < 1e-5  # the checkpoint's names are plain
+
+
+def test_an_adapted_network_learns_its_own_weights():
+    net = adapt(inflate(small_unet()))
+    plain = inflate(small_unet())
+    before = values(net)
+    assert trainable_names(net) == trainable_names(plain)
+    assert fingerprint(net, trainable_names(net)) == fingerprint(plain, trainable_names(plain))
+    run(net)
+    changed = [n for n, p in net.named_parameters() if not p.equal(before[n])]
+    assert len(changed) == len(trainable_names(net)) and not any("lora" in n for n in changed)
+    assert any("base_layer" in n for n in changed)
+
+
+def test_a_fused_network_learns_the_same():
+    net = inflate(small_unet())
+    names, known = list(own_parameters(net)), fingerprint(net, [])
+    net.fuse_qkv_projections()
+    assert any("to_kv" in n for n, _ in net.named_parameters())
+    assert list(own_parameters(net)) == names and fingerprint(net, []) == known
+    run(net)
+    plain = values(run())
+    assert max((p - plain[n]).abs().max() for n, p in own_parameters(net).items()) < 1e-5
+
+
+def test_a_compiled_block_changes_no_name():
+    net = inflate(small_unet())
+    names = trainable_names(net)
+    net.mid_block = torch.compile(net.mid_block)
+    assert any("_orig_mod" in n for n, _ in net.named_parameters())
+    assert trainable_names(net) == names
+
+
+def test_what_is_no_network_is_refused():
+    for strange in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))):
+        with pytest.raises(TuneAVideoError, match="no UNet2DConditionModel"):
+            unwrapped(strange)
 
 
 # ---- the loss
 
 
-@pytest.mark.parametrize(
-    "kind, formula",
-    [
-        ("epsilon", lambda s: min(s, 5) / s),
-        ("v_prediction", lambda s: min(s, 5) / (s + 1)),
-        ("sample", lambda s: min(s, 5)),
-    ],
-)
-def test_min_snr_by_hand(kind, formula):
+FORMULAS = {
+    "epsilon": lambda ratio: min(ratio, 5) / ratio,
+    "v_prediction": lambda ratio: min(ratio, 5) / (ratio + 1),
+    "sample": lambda ratio: min(ratio, 5),
+}
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_min_snr_by_hand(kind):
     abar = torch.tensor([0.99, 0.9, 0.5, 0.01], dtype=torch.float64)  # SNR 99, 9, 1 and 1/99
-    want = torch.tensor([formula(s) for s in (99.0, 9.0, 1.0, 1 / 99)], dtype=torch.float64)
+    want = torch.tensor([FORMULAS[kind](s) for s in (99.0, 9.0, 1.0, 1 / 99)], dtype=torch.float64)
     torch.testing.assert_close(min_snr_weights(abar, kind), want)
-    net, (latents, text, more) = inflate(small_unet()), job(small_unet())
+    net = inflate(small_unet())
+    latents, text, _ = clip_and_text(net)
     scheduler = DDIMScheduler(prediction_type=kind)
     t, noise = draw_noise(latents, 3, 1000, rng())
-    ones = torch.stack(
-        [clip_loss(net, latents, text, t[i : i + 1], noise[i : i + 1], scheduler) for i in range(3)]
-    )
+    ones = [clip_loss(net, latents, text, t[i : i + 1], noise[i : i + 1], scheduler) for i in range(3)]
+    ones = torch.stack(ones)
     weighted = (ones * min_snr_weights(scheduler.alphas_cumprod, kind)[t]).mean()
     torch.testing.assert_close(clip_loss(net, latents, text, t, noise, scheduler, min_snr=5.0), weighted)
     assert (weighted - ones.mean()).abs() > 1e-3  # the weights do something
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_as_diffusers_scripts_compute_it(kind):
+    scheduler = DDIMScheduler()
+    ratio = compute_snr(scheduler, torch.arange(1000))
+    torch.testing.assert_close(snr(scheduler.alphas_cumprod), ratio, rtol=1e-3, atol=0)
+    theirs = ratio.clamp(max=5.0) / (ratio if kind == "epsilon" else ratio + 1)  # train_text_to_image.py
+    torch.testing.assert_close(min_snr_weights(scheduler.alphas_cumprod, kind), theirs, rtol=1e-3, atol=0)
+
+
 def test_min_snr_without_any_signal():
-    assert min_snr_weights(torch.tensor([0.5, 0.0])).tolist() == [
-        1,
-        1,
-    ]  # schedules rescaled to zero terminal SNR
-    with pytest.raises(ValueError, match="positive"):
+    weights = min_snr_weights(torch.tensor([0.5, 0.0]))  # schedules rescaled to zero terminal SNR
+    assert weights.tolist() == [1, 1]
+    with pytest.raises(InputError, match="positive"):
         run(min_snr=0.0)
-    with pytest.raises(ValueError, match="prediction_type"):
+    with pytest.raises(InputError, match="prediction_type"):
         min_snr_weights(torch.tensor([0.5]), "velocity")
 
 
@@ -146,16 +227,65 @@ def test_each_prediction_type_and_weight_is_another_run():
     assert all(off(a, b) > 1e-5 for i, a in enumerate(nets) for b in nets[:i])
 
 
-# ---- precision, accumulation, accelerate
+# ---- the optimizer, precision, accumulation
+
+
+def tuned_by_hand(betas, accelerator=None, accumulate=1, steps=4):
+    "The same run without `tune`: plain PyTorch, or accelerate's precision, accumulation and clipping."
+    net = inflate(small_unet()).requires_grad_(False)
+    params = list(trainable_parameters(net).values())
+    for p in params:
+        p.requires_grad_()
+    opt = torch.optim.AdamW(params, 1e-3, betas=betas, weight_decay=1e-2)
+    latents, text, _ = clip_and_text(net)
+    g, scheduler = rng(), DDIMScheduler()
+    for _ in range(steps):
+        if accelerator is None:
+            clip_loss(net, latents, text, *draw_noise(latents, 1, 1000, g), scheduler).backward()
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+        else:
+            for _ in range(accumulate):
+                with accelerator.accumulate(), accelerator.autocast():
+                    loss = clip_loss(net, latents, text, *draw_noise(latents, 1, 1000, g), scheduler)
+                accelerator.backward(loss)
+            accelerator.clip_grad_norm_(params, 1.0)
+        opt.step()
+        opt.zero_grad()
+    return net
+
+
+def test_beta2_is_the_authors():
+    "Their train_tuneavideo.py has adam_beta2 = 0.999."
+    assert off(run(), tuned_by_hand((0.9, 0.999))) < 1e-6
+    assert off(run(betas=(0.9, 0.99)), tuned_by_hand((0.9, 0.99))) < 1e-6
+    assert off(run(), run(betas=(0.9, 0.99))) > 1e-6
+    for wrong in ((0.9, 1.0), (0.9,), (-0.1, 0.9)):
+        with pytest.raises(InputError, match="betas are"):
+            run(betas=wrong)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("mixed_precision, accumulate", [("no", 1), ("no", 2), ("bf16", 1), ("bf16", 2)])
+def test_precision_and_accumulation_as_accelerate_does_them(mixed_precision, accumulate, fresh_accelerate):
+    accelerator = Accelerator(
+        cpu=True, mixed_precision=mixed_precision, gradient_accumulation_steps=accumulate
+    )
+    want = tuned_by_hand((0.9, 0.999), accelerator, accumulate)
+    assert off(run(mixed_precision=mixed_precision, accumulate=accumulate), want) < 1e-6
 
 
 def test_gathered_batches_are_one_batch():
     assert off(run(batch=2), run(accumulate=2)) < 1e-4 < off(run(batch=2), run())
-
-    def half(**k):
-        return run(inflate(small_unet()).bfloat16(), **k)
-
-    assert off(half(accumulate=2), run(accumulate=2)) < 0.02
+    half = run(inflate(small_unet()).bfloat16(), accumulate=2)
+    assert off(half, run(accumulate=2)) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -164,79 +294,179 @@ def test_half_precision_learns_in_float32(dtype):
     full, seen = inflate(small_unet()).to(dtype).float(), []
     half = inflate(small_unet()).to(dtype)
     start = values(half)
+
+    def watch(step, loss, weights):
+        seen.append({w.dtype for w in weights.values()})
+
     run(full, lr=1e-4, steps=8)
-    run(
-        half,
-        lr=1e-4,
-        steps=8,
-        callback=lambda step, loss, weights: seen.append({w.dtype for w in weights.values()}),
-    )
+    run(half, lr=1e-4, steps=8, callback=watch)
     assert {p.dtype for p in half.parameters()} == {dtype} and seen == [{torch.float32}] * 8
     names, a, b = trainable_names(half), values(full), values(half)
-    moved = {n: (a[n] - start[n].float(), b[n].float() - start[n].float()) for n in names}
-    x, y = (torch.cat([m[i].flatten() for m in moved.values()]) for i in (0, 1))
-    assert (
-        torch.cosine_similarity(x, y, dim=0) > 0.8 and 0.8 < y.norm() / x.norm() < 1.25
-    )  # they learn the same thing
+    x = torch.cat([(a[n] - start[n].float()).flatten() for n in names])
+    y = torch.cat([(b[n].float() - start[n].float()).flatten() for n in names])
+    assert torch.cosine_similarity(x, y, dim=0) > 0.8  # they learn the same thing
+    assert 0.8 < y.norm() / x.norm() < 1.25
     assert all(p.equal(start[n]) for n, p in half.named_parameters() if n not in names)
+
+
+def test_a_half_network_can_be_sampled_while_it_learns():
+    "`cast_training_params` would leave it with layers of two precisions, which cannot be multiplied."
+    net = inflate(small_unet()).bfloat16()
+    latents, text, _ = clip_and_text(net)
+    seen = []
+
+    def watch(step, loss, weights):
+        with torch.no_grad():
+            seen.append(net(latents.bfloat16(), 10, text.bfloat16()).sample)
+
+    run(net, callback=watch)
+    assert {x.dtype for x in seen} == {torch.bfloat16} and not seen[0].equal(seen[-1])
+    params = trainable_parameters(net)
+    with float32_master_weights(params) as (masters, update_network):
+        name = next(iter(params))
+        masters[name].data += 1
+        assert not params[name].float().allclose(masters[name])
+        update_network()
+        assert params[name].equal(masters[name].bfloat16())
 
 
 def test_mixed_precision():
     full, mixed = run(), run(mixed_precision="bf16")
     assert off(full, mixed) > 0 and {p.dtype for p in mixed.parameters()} == {torch.float32}
-    with pytest.raises(ValueError, match="needs a GPU"):
+    with pytest.raises(InputError, match="needs a GPU"):
         run(mixed_precision="fp16")
-    with pytest.raises(ValueError, match="use one of"):
+    with pytest.raises(InputError, match="use one of"):
         run(mixed_precision="half")
 
 
-def test_accelerate_is_left_as_it_was():
+# ---- all else is as it was
+
+
+def test_accelerate_is_not_touched(fresh_accelerate):
+    "Neither after tuning nor, as the callback sees it, during."
     mine = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
-    run()
-    run(mixed_precision="bf16", accumulate=2)
-    assert (mine.mixed_precision, mine.gradient_accumulation_steps, mine.device.type) == ("bf16", 3, "cpu")
+    seen = []
+
+    def watch(*_):
+        seen.append((mine.mixed_precision, mine.gradient_accumulation_steps, mine.device.type))
+
+    run(callback=watch)
+    run(mixed_precision="bf16", accumulate=2, callback=watch)
+    watch()
+    assert seen == [("bf16", 3, "cpu")] * 9
 
 
-def test_a_scaled_loss_gives_the_same_and_its_scale_is_kept(tmp_path):
-    "float16 on a GPU scales its loss; torch has such a scaler for the CPU too."
-
-    def train(steps, checkpoint=None, scaled=True):
-        accelerator = Accelerator(cpu=True)
-        if scaled:
-            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
-        w, g = torch.zeros(3, requires_grad=True), rng()
-        fit(
-            lambda step: (w - torch.randn(3, generator=g)).square().sum(),
-            dict(w=w),
-            steps,
-            0.1,
-            decay=False,
-            clip_norm=0,
-            checkpoint=checkpoint,
-            generator=g,
-            accelerator=accelerator,
-        )
-        return w.detach(), scaled and accelerator.scaler.get_scale()
-
-    plain, (want, scale) = train(6, scaled=False)[0], train(6)
-    train(3, tmp_path / "c")
-    got, resumed = train(6, tmp_path / "c")
-    assert torch.allclose(want, plain, atol=1e-6) and got.equal(want) and resumed == scale == 64 * 2**3
+def ends():
+    "Name -> what a callback raises at the second step, and what comes of it."
+    return {
+        "whole": None,
+        "stopped": StopTuning(),
+        "Ctrl-C": KeyboardInterrupt(),
+        "error": ValueError("mine"),
+    }
 
 
-def test_sdxl_without_its_conditions():
+@pytest.mark.parametrize("end", ends())
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_switch_comes_back(end, checkpointing):
+    "Which parameters want gradients, gradients somebody gathered, modes of single layers, checkpointing."
+    net = inflate(small_unet())
+    net.mid_block.train()
+    for i, p in enumerate(net.parameters()):
+        p.requires_grad_(i % 3 > 0)
+        if i % 3 == 1:
+            p.grad = torch.full_like(p, 7.0)
+
+    def switches():
+        grads = {n: p.grad for n, p in net.named_parameters()}
+        wants = {n: p.requires_grad for n, p in net.named_parameters()}
+        modes = {n: m.training for n, m in net.named_modules()}
+        return wants, modes, {n for n, g in grads.items() if g is not None and (g == 7).all()}
+
+    def stop(step, loss, weights):
+        if step == 1 and ends()[end]:
+            raise ends()[end]
+
+    before = switches()
+    if end in ("whole", "stopped"):
+        run(net, callback=stop, gradient_checkpointing=checkpointing)
+    else:
+        with pytest.raises(type(ends()[end])):
+            run(net, callback=stop, gradient_checkpointing=checkpointing)
+    assert switches() == before and not net.is_gradient_checkpointing
+    fresh = run(steps=4 if end == "whole" else 2)
+    assert off(net, fresh) < 1e-5  # gradients of somebody else were not learned from
+
+
+def test_checkpointing_that_was_on_stays_on():
+    net = inflate(small_unet())
+    net.enable_gradient_checkpointing()
+    run(net, gradient_checkpointing=True)
+    assert net.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError, KeyboardInterrupt])
+def test_a_failing_callback_is_passed_on_and_what_was_learned_stays(error):
+    "The network is that of the steps done, in any precision, and knows what learned."
+    mine = error("mine")
+
+    def fail(step, loss, weights):
+        if step == 1:
+            raise mine
+
+    for make in (lambda: inflate(small_unet()), lambda: inflate(small_unet()).bfloat16()):
+        net = make()
+        with pytest.raises(error) as caught:
+            run(net, callback=fail)
+        assert caught.value is mine
+        assert off(net, run(make(), steps=2)) < 1e-3
+        assert learned_modules(net) != ()
+
+
+def test_a_sample_in_the_callback_reads_its_own_words():
+    "`tune` adds nothing to the network: what is asked there is answered as after the run."
     net = inflate(small_unet("sdxl"))
-    latents, text, _ = job(net)
-    with pytest.raises(ValueError, match="needs added_cond_kwargs"):
-        tune(net, latents, text, DDIMScheduler(), 1)
-    assert not any(p.requires_grad for p in net.parameters())
+    latents, _, _ = clip_and_text(net)
+    other = conditions(net, 1, rng(5))
+    seen = []
+
+    @torch.no_grad()
+    def ask(*_):
+        seen.append(net(latents, 500, **other).sample)
+
+    run(net, steps=1, callback=ask)
+    ask()
+    torch.testing.assert_close(seen[0], seen[1])
+    hooks = [h for m in net.modules() for h in (*m._forward_pre_hooks, *m._forward_hooks)]
+    assert hooks == []
+
+
+def test_what_learned_is_noted_and_travels(tmp_path, caplog):
+    net = inflate(small_unet())
+    assert learned_modules(net) == ()
+    run(net, trainable_modules=("attn_temp",))
+    run(net, trainable_modules=("attn_temp", "conv_in"))
+    assert learned_modules(net) == ("attn_temp", "conv_in")
+    net.save_pretrained(tmp_path)
+    again = VideoUNet.from_pretrained(tmp_path)
+    assert learned_modules(again) == ("attn_temp", "conv_in") and not caplog.records
+    forget_learned(again)
+    assert learned_modules(again) == ()
 
 
 # ---- what cannot be learned from
 
 
+def test_sdxl_without_its_conditions():
+    net = inflate(small_unet("sdxl"))
+    latents, text, _ = clip_and_text(net)
+    with pytest.raises(ValueError, match="needs added_cond_kwargs"):
+        tune(net, latents, text, DDIMScheduler(), 1)
+    assert all(p.requires_grad for p in net.parameters())
+
+
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda z, w: (z[0], w), "one clip is"),
         (lambda z, w: (z.repeat(2, 1, 1, 1, 1), w), "one clip is"),
@@ -248,13 +478,14 @@ def test_sdxl_without_its_conditions():
         (lambda z, w: (z, w[..., :7]), "this network reads"),
     ],
 )
-def test_clips_and_captions_that_do_not_fit(change, said):
+def test_clips_and_captions_that_do_not_fit(change, message):
     net = inflate(small_unet())
-    before = values(net)
-    z, w, _ = job(net)
-    with pytest.raises(ValueError, match=said):
+    before, config = values(net), dict(net.config)
+    z, w, _ = clip_and_text(net)
+    with pytest.raises(ValueError, match=message):
         tune(net, *change(z, w), DDIMScheduler(), 1)
-    assert all(p.equal(before[n]) for n, p in net.named_parameters())
+    assert all(p.equal(before[n]) and p.requires_grad for n, p in net.named_parameters())
+    assert dict(net.config) == config
 
 
 def test_a_loss_that_explodes_stops_before_it_is_saved(tmp_path):
@@ -262,206 +493,82 @@ def test_a_loss_that_explodes_stops_before_it_is_saved(tmp_path):
     old = (tmp_path / "c").read_bytes()
     net = inflate(small_unet())
     net.conv_out.weight.data.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match="smaller lr"):
+    with pytest.raises(DivergedError, match="smaller lr"):
         run(net)
     net = inflate(small_unet())
-    step = []
+    steps = []
 
     def poison(*_):
-        step.append(1)
+        steps.append(1)
         net.conv_out.weight.data.fill_(float("inf"))
 
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(DivergedError):
         run(net, steps=8, checkpoint=tmp_path / "c", every=3, callback=poison)
-    assert step == [1] and (tmp_path / "c").read_bytes() == old
+    assert steps == [1] and (tmp_path / "c").read_bytes() == old
+
+
+def test_a_last_step_that_explodes_is_noticed():
+    "Its loss is fine; the weights after it are not, and no other step will tell."
+    net = inflate(small_unet())
+    weight = net.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(DivergedError, match="not finite after step 0"):
+        run(net, steps=1)
 
 
 # ---- checkpoints
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (dict(lr=2e-3), "lr=0.001, and now it is 0.002"),
         (dict(generator=rng(3)), "seed=0"),
         (dict(batch=2), "batch=1"),
         (dict(min_snr=5.0), "min_snr=None"),
         (dict(steps=3), "more than the 3 asked"),
-        (dict(learns="attn_temp"), "another network: .*to_q.* missing here"),
+        (dict(betas=(0.9, 0.99)), r"betas=\(0.9, 0.999\), and now it is \(0.9, 0.99\)"),
+        (dict(trainable_modules="attn_temp"), "another network: .*to_q.* missing here"),
         (dict(prediction_type="v_prediction"), "epsilon"),
     ],
 )
-def test_a_checkpoint_of_other_settings(change, said, tmp_path):
+def test_a_checkpoint_of_other_settings(change, message, tmp_path):
     run(checkpoint=tmp_path / "c")
     net = inflate(small_unet())
     before = values(net)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(InputError, match=message):
         run(net, **dict(steps=6, checkpoint=tmp_path / "c") | change)
     assert all(p.equal(before[n]) for n, p in net.named_parameters())
+    assert learned_modules(net) == ()
+
+
+def test_a_checkpoint_of_before_goes_on_with_its_own_betas(tmp_path):
+    "Checkpoints were made with 0.99 until beta2 became the authors': the file says so, and the message too."
+    run(checkpoint=tmp_path / "c", betas=(0.9, 0.99))
+    with pytest.raises(
+        InputError, match=r"begun with betas=\(0.9, 0.99\), and now it is \(0.9, 0.999\): set"
+    ):
+        run(steps=6, checkpoint=tmp_path / "c")
+    resumed = run(steps=6, checkpoint=tmp_path / "c", betas=(0.9, 0.99))
+    assert off(resumed, run(steps=6, betas=(0.9, 0.99))) < 1e-5
 
 
 def test_a_checkpoint_of_another_network_or_clip(tmp_path):
     run(checkpoint=tmp_path / "c")
-    with pytest.raises(ValueError, match="is of another network"):
+    with pytest.raises(InputError, match="is of another network"):
         run(inflate(small_unet(block_out_channels=(16, 48))), checkpoint=tmp_path / "c")
-    with pytest.raises(ValueError, match="with dtype="):
+    with pytest.raises(InputError, match="with dtype="):
         run(inflate(small_unet()).bfloat16(), checkpoint=tmp_path / "c")
     louder = small_unet()
     louder.conv_in.weight.data.mul_(1.1)
-    with pytest.raises(ValueError, match="with network="):
+    with pytest.raises(InputError, match="with network="):
         run(inflate(louder), checkpoint=tmp_path / "c")
     net = inflate(small_unet())
-    latents, text, _ = job(net, f=5)
-    with pytest.raises(ValueError, match="with frames=3"):
+    latents, text, _ = clip_and_text(net, frames=5)
+    with pytest.raises(InputError, match="with frames=3"):
         tune(net, latents, text, DDIMScheduler(), 6, 1e-3, checkpoint=tmp_path / "c")
-    with pytest.raises(ValueError, match="with clip="):
+    with pytest.raises(InputError, match="with clip="):
         tune(net, latents[:, :, :3], text, DDIMScheduler(), 6, 1e-3, checkpoint=tmp_path / "c")
-
-
-class Bomb:
-    "What a pickle can hold: a call, made by whoever reads it."
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_code_in_a_file_is_never_run(tmp_path):
-    mark = tmp_path / "was-here"
-    for name in ("bomb.ckpt", "bomb.safetensors"):
-        torch.save(dict(params={}, bomb=Bomb(mark)), tmp_path / name)
-    with pytest.raises(ValueError, match="nothing in it was run"):
-        run(checkpoint=tmp_path / "bomb.ckpt")
-    with pytest.raises(ValueError, match="no whole safetensors file"):
-        load_tuned(inflate(small_unet()), tmp_path / "bomb.safetensors")
-    assert not mark.exists()
-    torch.load(tmp_path / "bomb.ckpt", weights_only=False)
-    assert mark.exists()  # the bomb is a live one
-
-
-def test_damaged_checkpoints(tmp_path):
-    run(checkpoint=tmp_path / "c")
-    whole = (tmp_path / "c").read_bytes()
-    for part in (whole[:-1000], whole[:100], b"", b"hello"):
-        (tmp_path / "c").write_bytes(part)
-        with pytest.raises(ValueError, match="damaged"):
-            run(checkpoint=tmp_path / "c", steps=6)
-    torch.save(dict(a=1), tmp_path / "c")
-    with pytest.raises(ValueError, match="no checkpoint"):
-        run(checkpoint=tmp_path / "c")
-
-
-def test_what_killed_writers_leave_is_swept(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    mine, old = tmp_path / f".c.{os.getppid()}.part", tmp_path / f".c.{dead.pid}.part"
-    for p in (mine, old, tmp_path / ".other.c.1.part"):
-        p.write_bytes(b"half")
-    run(checkpoint=tmp_path / "c")
-    assert (
-        not old.exists() and mine.exists() and (tmp_path / ".other.c.1.part").exists()
-    )  # a living writer's is left alone
-
-
-# ---- the file of what was learned
-
-
-def test_saved_and_loaded(tmp_path):
-    for shape in SHAPES:
-        net = run(inflate(small_unet(shape)))
-        save_tuned(net, tmp_path / "a.safetensors", caption="c")
-        learned = sum(net.get_parameter(n).numel() for n in trainable_names(net))
-        assert 4 * learned < (tmp_path / "a.safetensors").stat().st_size < 4 * learned + 20_000
-        other = inflate(small_unet(shape))
-        assert load_tuned(other, tmp_path / "a.safetensors")["caption"] == "c" and off(net, other) == 0
-    half = inflate(small_unet(shape)).bfloat16()
-    load_tuned(half, tmp_path / "a.safetensors")  # the same model in another precision
-    assert off(half, net) < 0.02
-
-
-def test_a_file_of_another_model(tmp_path):
-    path = save_tuned(run(), tmp_path / "a.safetensors")
-    for net, said in [
-        (inflate(small_unet("sdxl")), "does not fit"),
-        (inflate(small_unet(), "shared"), "frame_norm='per_frame'"),
-    ]:
-        with pytest.raises(ValueError, match=said):
-            load_tuned(net, path)
-    louder = small_unet()
-    for p in louder.parameters():
-        p.data.mul_(1.05)
-    with pytest.warns(UserWarning, match="another image model"):
-        load_tuned(inflate(louder), path)
-    positions = save_tuned(run(inflate(small_unet(), frame_positions=True)), tmp_path / "p.safetensors")
-    with pytest.raises(ValueError, match="add_frame_positions"):
-        load_tuned(inflate(small_unet()), positions)
-
-
-def test_damaged_files(tmp_path):
-    net = run()
-    whole = bytearray(save_tuned(net, tmp_path / "a.safetensors").read_bytes())
-    other = inflate(small_unet())
-    before = values(other)
-    flipped = whole.copy()
-    flipped[-50] ^= 1
-    for data, said in [
-        (whole[:-1], "no whole"),
-        (whole[:5], "no whole"),
-        (b"", "no whole"),
-        (flipped, "checksum"),
-    ]:
-        (tmp_path / "b.safetensors").write_bytes(data)
-        with pytest.raises(ValueError, match=said):
-            load_tuned(other, tmp_path / "b.safetensors")
-    net.mid_block.attentions[0].transformer_blocks[0].attn1.to_q.weight.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN"):
-        load_tuned(other, save_tuned(net, tmp_path / "n.safetensors"))
-    with pytest.raises(FileNotFoundError):
-        load_tuned(other, tmp_path / "none.safetensors")
-    assert all(p.equal(before[n]) for n, p in other.named_parameters())
-
-
-# ---- disk and keyboard
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files, and /dev/full")
-def test_no_space_left(tmp_path):
-    "The system refuses to write beyond 5 kB: old files stay whole, no halves are left, and the network keeps what it has learned."
-    import resource
-
-    net = run(checkpoint=tmp_path / "c")
-    save_tuned(net, tmp_path / "a.safetensors")
-    old, (soft, hard) = (
-        {p.name: p.read_bytes() for p in tmp_path.iterdir()},
-        resource.getrlimit(resource.RLIMIT_FSIZE),
-    )
-    again, losses = inflate(small_unet()), []
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-    try:
-        with pytest.raises(OSError, match="could not be written"):
-            save_tuned(net, tmp_path / "a.safetensors")
-        with pytest.raises(OSError, match="checkpoint of step 6 could not"):
-            run(
-                again,
-                steps=8,
-                checkpoint=tmp_path / "c",
-                every=2,
-                callback=lambda s, loss, w: losses.append(loss),
-            )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == old and len(losses) == 2
-    assert off(again, run(steps=6)) < 1e-5
-
-    def full(part):
-        os.symlink("/dev/full", part)
-        part.write_bytes(b"x" * 100)
-
-    with pytest.raises(OSError, match="No space left"):
-        save_atomic(full, tmp_path / "c")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == old
 
 
 def test_ctrl_c_loses_nothing(tmp_path):
@@ -473,127 +580,6 @@ def test_ctrl_c_loses_nothing(tmp_path):
         net, path = make(), tmp_path / str(make().dtype)
         with pytest.raises(KeyboardInterrupt):
             run(net, steps=6, checkpoint=path, every=2, callback=stop)
-        assert not any(p.requires_grad or p.grad is not None for p in net.parameters()) and not net.training
         assert off(net, run(make(), steps=3)) < 1e-3  # three steps were done, and are there
         assert off(run(make(), steps=6, checkpoint=path, every=2), run(make(), steps=6)) < 1e-3
     assert len(list(tmp_path.iterdir())) == 2
-
-
-# ---- death at any moment: the part below runs in a process of its own, on one thread, and forks
-
-STEPS, EVERY = 7, 2
-MOMENTS = [
-    ("step", 0),
-    ("step", 3),
-    ("half", 0),
-    ("half", 2),
-    ("written", 0),
-    ("written", 1),
-    ("replaced", 1),
-    ("step", 6),
-    ("half", 3),
-    ("replaced", 3),
-]
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def watched(kill):
-    "Die the n-th time this kind of moment comes: after a step, in the middle of writing, before and after the renaming."
-    count, save, replace = dict.fromkeys(("step", "half", "written", "replaced"), 0), torch.save, os.replace
-
-    def now(kind):
-        count[kind] += 1
-        return (kind, count[kind] - 1) == kill
-
-    def half_save(state, f):
-        if now("half"):
-            whole = io.BytesIO()
-            save(state, whole)
-            f.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-            f.flush()
-            die()
-        save(state, f)
-
-    def loud_replace(a, b):
-        if now("written"):
-            die()
-        replace(a, b)
-        if now("replaced"):
-            die()
-
-    torch.save, ddpm.os.replace = half_save, loud_replace
-    return lambda step, loss, weights: die() if now("step") else None
-
-
-def child(folder, kill=None):
-    "Fork, tune with a checkpoint, save what was learned; the child's number."
-    if pid := os.fork():
-        return pid
-    try:
-        net = run(steps=STEPS, checkpoint=folder / "run.ckpt", every=EVERY, callback=watched(kill))
-        save_tuned(net, folder / "end.safetensors")
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-
-
-def wait(pid):
-    return os.waitpid(pid, 0)[1]
-
-
-def finish(folder):
-    assert wait(child(folder)) == 0
-    left = sorted(p.name for p in folder.iterdir())
-    assert left == ["end.safetensors", "run.ckpt"], left  # the halves of the killed were swept
-    return (folder / "end.safetensors").read_bytes()
-
-
-def all_deaths(root):
-    torch.set_num_threads(1)
-    (root / "unbroken").mkdir()
-    start = time.time()
-    want = finish(root / "unbroken")
-    whole = time.time() - start
-    for kill in MOMENTS:
-        folder = root / f"{kill[0]}-{kill[1]}"
-        folder.mkdir()
-        status = wait(child(folder, kill))
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{kill} never came"
-        assert finish(folder) == want, f"killed at {kill}, the weights are others"
-    dice, killed = random.Random(0), 0
-    for i in range(8):  # and from outside, wherever it may be, again and again
-        folder = root / f"outside-{i // 4}"
-        folder.mkdir(exist_ok=True)
-        pid = child(folder)
-        time.sleep(whole * dice.uniform(0.05, 0.6))
-        os.kill(pid, signal.SIGKILL)
-        killed += os.WIFSIGNALED(wait(pid))
-        if i % 4 == 3:
-            assert finish(folder) == want
-    assert killed > 0
-    other = root / "other"
-    other.mkdir()
-    end = run(generator=rng(1), steps=STEPS)
-    assert save_tuned(end, other / "end.safetensors").read_bytes() != want  # the comparison can fail
-    print(
-        f"unbroken run {whole:.2f} s; {len(MOMENTS)} chosen and {killed} chance deaths, all resumed to the same {len(want)} bytes"
-    )
-
-
-@pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="needs to fork")
-def test_killed_at_any_moment_and_resumed(tmp_path):
-    "torch repeats itself to the bit on one thread only."
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, tmp_path], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)
-
-
-if __name__ == "__main__":
-    all_deaths(Path(sys.argv[1]))

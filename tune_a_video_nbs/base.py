@@ -46,7 +46,9 @@ from tune_a_video_nbs.tuned import (
     restore,
     save_tuned,
     trainable_state,
+    tuned_names,
 )
+from .weights import forget_learned
 
 # %% ../nbs/17_base.ipynb #53d74895
 PAPER = {  # the authors' settings: their configuration files, and section 4 of Wu et al. (2023)
@@ -121,7 +123,7 @@ class TuneAVideoBase(
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
-        self._untuned: dict[str, Tensor] | None = None  # what tuning changes, as it was
+        self._untuned: dict[str, Tensor] = {}  # what tuning has changed, as it was before
         self._tuned_clip: int | None = None  # checksum of the clip that it was tuned on
 
     # --- loading and saving
@@ -182,15 +184,25 @@ class TuneAVideoBase(
     ) -> None:
         "Load what was learned on this image model. On any other file raise `InputError` and change nothing."
         check_family(self, path)
-        untuned = self._untuned or trainable_state(self.unet)
+        untuned = self.remember_untuned(tuned_names(path))
         self.caption = load_tuned(self.unet, path).get("caption", "")
-        self._untuned, self._tuned_clip = untuned, None
+        self._untuned = untuned
+        self._tuned_clip = None
 
     def unload_tuned(self) -> None:
         "Forget what was tuned or loaded: the network is the inflated image model again."
-        if self._untuned is not None:
-            restore(self.unet, self._untuned)
-        self._untuned, self._tuned_clip, self.caption = None, None, ""
+        restore(self.unet, self._untuned)
+        forget_learned(self.unet)
+        self._untuned = {}
+        self._tuned_clip = None
+        self.caption = ""
+
+    def remember_untuned(
+        self,
+        names: list[str],  # of the weights that are about to change
+    ) -> dict[str, Tensor]:
+        "Return what stood there before any tuning: what is remembered already, and these."
+        return trainable_state(self.unet, names) | self._untuned
 
     def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
         "Refuse: raises `InputError`."

@@ -35,8 +35,7 @@ from tune_a_video_nbs.edit import (
 from .errors import InputError, warn
 from .ldm import as_ddim, check_prompt
 from .prompts import Conditioning, check_prompts, encode_given, encode_prompt, join_guidance
-from .tune import tune
-from .tuned import trainable_state
+from .tune import TRAINABLE_MODULES, trainable_names, tune
 
 # %% ../nbs/17_pipeline.ipynb #10ed0021
 @dataclass
@@ -80,7 +79,8 @@ class TuneAVideoPipeline(TuneAVideoBase):
             conditioning = encode_prompt(self, [caption], height, width)
             self.maybe_free_model_hooks()  # the encoders are done
             self.unet.to(self._execution_device)
-            untuned = self._untuned or trainable_state(self.unet)
+            learning = trainable_names(self.unet, kwargs.get("trainable_modules", TRAINABLE_MODULES))
+            self._untuned = self.remember_untuned(learning)
             losses = tune(
                 self.unet,
                 latents.to(self.unet.dtype),
@@ -97,7 +97,8 @@ class TuneAVideoPipeline(TuneAVideoBase):
             )
         finally:
             self.maybe_free_model_hooks()
-        self.caption, self._untuned, self._tuned_clip = caption, untuned, clip_checksum(clip)
+        self.caption = caption
+        self._tuned_clip = clip_checksum(clip)
         return losses
 
     @torch.no_grad()

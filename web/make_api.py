@@ -1,6 +1,7 @@
-"""Write `api/`, the reference: a page for each module, from its signatures, docments and docstrings. Nothing is imported, so it takes no time.
+"""Write `api/`, the reference: a page for each module, from its signatures, docments and docstrings.
 
-Quarto runs this before it renders (`pre-render` in `_quarto.yml`); `tests/test_docs.py` checks that every public name is there."""
+Nothing is imported. Quarto runs this before it renders (`pre-render` in `_quarto.yml`); `tests/test_docs.py`
+checks that every public name is there."""
 
 import ast
 import html
@@ -10,50 +11,67 @@ import re
 import tokenize
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tune_a_video_nbs"
+LONGEST_SIGNATURE = 90  # characters on one line
+LONGEST_CONSTANT = 600  # characters of its code
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class Parameter(NamedTuple):
+    name: str
+    type: str
+    default: str
+    line: int  # on which it ends, and its comment stands
+
+
+# Reading a module.
 
 
 @lru_cache
-def modules() -> dict:
-    "Name -> path, in the order of the chapters that export them."
+def modules() -> dict[str, str]:
+    "Module -> stem of the chapter that exports it, in the order of the chapters."
     found = {}
     for path in PACKAGE.glob("*.py"):
         made = re.search(r"File to edit: \.\./nbs/(\w+)\.ipynb", path.read_text(encoding="utf-8"))
         if made:
             found[path.stem] = made[1]
-    return dict(sorted(found.items(), key=lambda kv: kv[1]))
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 @lru_cache
-def tree(name: str) -> ast.Module:
-    return ast.parse(text(name))
+def text(module: str) -> str:
+    return (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
 
 
 @lru_cache
-def text(name: str) -> str:
-    return (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+def tree(module: str) -> ast.Module:
+    return ast.parse(text(module))
 
 
 @lru_cache
-def comments(name: str) -> dict:
+def comments(module: str) -> dict[int, str]:
     "Line number -> the comment on that line."
-    tokens = tokenize.generate_tokens(io.StringIO(text(name)).readline)
-    return {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
+    found = {}
+    for token in tokenize.generate_tokens(io.StringIO(text(module)).readline):
+        if token.type == tokenize.COMMENT:
+            found[token.start[0]] = token.string.lstrip("# ").rstrip()
+    return found
 
 
 @lru_cache
-def public(name: str) -> tuple:
+def public(module: str) -> tuple[str, ...]:
     "A module's `__all__`."
-    return next(
-        tuple(ast.literal_eval(n.value))
-        for n in tree(name).body
-        if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"
-    )
+    for node in tree(module).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return tuple(ast.literal_eval(node.value))
+    raise ValueError(f"{module}.py has no __all__")
 
 
-def public_names() -> dict:
+@lru_cache
+def public_names() -> dict[str, str]:
     "Every public name -> its module; a name that two modules share keeps the first."
     names = {}
     for module in modules():
@@ -62,230 +80,265 @@ def public_names() -> dict:
     return names
 
 
-def defined(name: str) -> dict:
+@lru_cache
+def defined(module: str) -> dict[str, ast.stmt]:
     "A module's top-level functions, classes and constants."
     found = {}
-    for node in tree(name).body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+    for node in tree(module).body:
+        if isinstance(node, (*FUNCTION, ast.ClassDef)):
             found[node.name] = node
-        if isinstance(node, ast.AnnAssign):
-            found[node.target.id] = node
-        for t in getattr(node, "targets", []):
-            for e in getattr(t, "elts", [t]):
-                if isinstance(e, ast.Name):
-                    found[e.id] = node
+        elif isinstance(node, ast.AnnAssign):
+            found[ast.unparse(node.target)] = node
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                for part in getattr(target, "elts", [target]):
+                    found[ast.unparse(part)] = node
     return found
 
 
-def parameters(fn: ast.FunctionDef, method: bool) -> list[dict]:
-    "Name, annotation, default of each parameter, and the line it ends on."
-    a = fn.args
-    plain = a.posonlyargs + a.args
-    defaults = [None] * (len(plain) - len(a.defaults)) + list(a.defaults)
-    rows = list(zip([p.arg for p in plain], plain, defaults))
-    if a.vararg:
-        rows.append(("*" + a.vararg.arg, a.vararg, None))
-    rows += [(p.arg, p, d) for p, d in zip(a.kwonlyargs, a.kw_defaults)]
-    if a.kwarg:
-        rows.append(("**" + a.kwarg.arg, a.kwarg, None))
-    if method and rows and rows[0][0] in ("self", "cls"):
+def unparse(node: ast.AST | None) -> str:
+    return "" if node is None else ast.unparse(node)
+
+
+def parameters(function: ast.FunctionDef, is_method: bool) -> list[Parameter]:
+    "The parameters of a function; of a method, without the first."
+    args = function.args
+    plain = args.posonlyargs + args.args
+    missing = [None] * (len(plain) - len(args.defaults))
+    rows = list(zip([arg.arg for arg in plain], plain, missing + args.defaults, strict=True))
+    if args.vararg:
+        rows.append(("*" + args.vararg.arg, args.vararg, None))
+    rows += [(arg.arg, arg, default) for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    if args.kwarg:
+        rows.append(("**" + args.kwarg.arg, args.kwarg, None))
+    if is_method and rows and rows[0][0] in ("self", "cls"):
         rows = rows[1:]
-
-    def show(node):
-        return ast.unparse(node) if node is not None else ""
-
-    return [
-        dict(name=n, type=show(p.annotation), default=show(d), line=(d or p).end_lineno) for n, p, d in rows
-    ]
+    found = []
+    for name, arg, default in rows:
+        last = arg if default is None else default
+        found.append(Parameter(name, unparse(arg.annotation), unparse(default), last.end_lineno))
+    return found
 
 
-def returns(fn: ast.FunctionDef, module: str) -> tuple[str, str]:
+def parameter_notes(rows: list[Parameter], module: str) -> list[str]:
+    "The comment of each parameter; where several share a line, it stands with the last of them."
+    last_on_line = {row.line: row for row in rows}
+    notes = []
+    for row in rows:
+        is_last = last_on_line[row.line] is row
+        notes.append(comments(module).get(row.line, "") if is_last else "")
+    return notes
+
+
+def returns(function: ast.FunctionDef, module: str) -> tuple[str, str]:
     "The annotation of what comes back, and its comment."
-    return (
-        (ast.unparse(fn.returns), comments(module).get(fn.returns.end_lineno, ""))
-        if fn.returns is not None
-        else ("", "")
-    )
+    if function.returns is None:
+        return "", ""
+    return ast.unparse(function.returns), comments(module).get(function.returns.end_lineno, "")
 
 
-def cell(s: str) -> str:
-    return s.replace("|", "\\|").replace("\n", " ")
+# Markdown.
 
 
-def code(s: str) -> str:  # in a table a bar would end the cell, and after a backslash it would show it
-    return "" if not s else f"<code>{html.escape(s).replace('|', '&#124;')}</code>" if "|" in s else f"`{s}`"
-
-
-def signature(name: str, fn: ast.FunctionDef, method: bool) -> str:
-    "One line, or one parameter a line where that is too long."
-    parts = [
-        p["name"]
-        + (": " + p["type"] if p["type"] else "")
-        + ((" = " if p["type"] else "=") + p["default"] if p["default"] else "")
-        for p in parameters(fn, method)
-    ]
-    tail = f" -> {ast.unparse(fn.returns)}" if fn.returns else ""
-    flat = f"{name}({', '.join(parts)}){tail}"
-    return flat if len(flat) < 90 else f"{name}(\n    " + ",\n    ".join(parts) + f",\n){tail}"
-
-
-def function(name: str, fn: ast.FunctionDef, module: str, method=False) -> list[str]:
-    "Signature, docstring, and a table where a comment says more than the signature."
-    lines = ["```python", signature(name, fn, method), "```", "", safe(ast.get_docstring(fn) or ""), ""]
-    notes, rows, back = comments(module), parameters(fn, method), returns(fn, module)
-    if not rows or rows[-1]["line"] == fn.lineno:  # all on one line: its comment speaks of everything
-        return lines + ([safe(notes[fn.lineno]) + ".", ""] if fn.lineno in notes else [])
-    last = {
-        p["line"]: i for i, p in enumerate(rows)
-    }  # several on a line: the comment stands with the last of them
-    told = [notes.get(p["line"], "") if last[p["line"]] == i else "" for i, p in enumerate(rows)]
-    if any(told) or back[1]:
-        lines += ["::: {.params}", "", "| | type | default | |", "|:---|:----|:---|:---------|"]
-        lines += [
-            f"| {code(p['name'])} | {code(p['type'])} | {code(p['default'])} | {safe(cell(note))} |"
-            for p, note in zip(rows, told)
-        ]
-        if any(back):
-            lines += [f"| *returns* | {code(back[0])} | | {safe(cell(back[1]))} |"]
-        lines += ["", ":::", ""]
-    return lines
-
-
-def safe(s: str) -> str:
+def safe(words: str) -> str:
     "A docstring or comment as Markdown: what looks like math or HTML is not; code stays code."
-    parts = re.split(r"(`[^`]*`)", s)
-    return "".join(p if p.startswith("`") else re.sub(r"([$<*_\[\]^~@])", r"\\\1", p) for p in parts)
+    parts = re.split(r"(`[^`]*`)", words)
+    escaped = [part if part.startswith("`") else re.sub(r"([$<*_\[\]^~@])", r"\\\1", part) for part in parts]
+    return "".join(escaped)
 
 
-def klass(name: str, node: ast.ClassDef, module: str) -> list[str]:
-    "Docstring, constructor, fields, and public methods; `a, b = _a, _b` in a class body counts as methods."
-    methods = {n.name: n for n in node.body if isinstance(n, ast.FunctionDef)}
-    top = defined(module)
-    for n in node.body:
-        if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Tuple):
-            for t, v in zip(n.targets[0].elts, getattr(n.value, "elts", [])):
-                if isinstance(v, ast.Name) and isinstance(top.get(v.id), ast.FunctionDef):
-                    methods[t.id] = top[v.id]
-    bases = ", ".join(ast.unparse(b) for b in node.bases)
-    lines = [
-        "```python",
-        f"class {name}" + (f"({bases})" if bases else ""),
-        "```",
+def cell(words: str) -> str:
+    "Words as a cell of a Markdown table."
+    return words.replace("|", "\\|").replace("\n", " ")
+
+
+def code(words: str) -> str:
+    "Code as a cell of a table, where a bar would end the cell, and a backslash before it would be shown."
+    if not words:
+        return ""
+    if "|" in words:
+        return f"<code>{html.escape(words).replace('|', '&#124;')}</code>"
+    return f"`{words}`"
+
+
+def heading(name: str) -> str:
+    "A name as a heading: an underscore is no emphasis."
+    return name.replace("_", "\\_")
+
+
+def code_block(words: str) -> list[str]:
+    return ["```python", words, "```", ""]
+
+
+def front_matter(title: str, subtitle: str, description: str) -> list[str]:
+    "The top of a page."
+    return [
+        "---",
+        f"title: {json.dumps(title, ensure_ascii=False)}",
+        f"subtitle: {json.dumps(subtitle, ensure_ascii=False)}",
+        f"description: {json.dumps(description, ensure_ascii=False)}",
+        "repo-actions: false",
+        "---",
         "",
-        safe(ast.get_docstring(node) or ""),
+        "<!-- Made by web/make_api.py -->",
         "",
     ]
-    fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+
+
+# What is written of functions, classes and constants.
+
+
+def signature(name: str, function: ast.FunctionDef, is_method: bool) -> str:
+    "One line, or one parameter a line where that is too long."
+    parts = []
+    for row in parameters(function, is_method):
+        part = f"{row.name}: {row.type}" if row.type else row.name
+        if row.default:
+            part += f" = {row.default}" if row.type else f"={row.default}"
+        parts.append(part)
+    back = f" -> {ast.unparse(function.returns)}" if function.returns else ""
+    line = f"{name}({', '.join(parts)}){back}"
+    if len(line) < LONGEST_SIGNATURE:
+        return line
+    return f"{name}(\n    " + ",\n    ".join(parts) + f",\n){back}"
+
+
+def function_lines(name: str, function: ast.FunctionDef, module: str, is_method: bool = False) -> list[str]:
+    "Signature, docstring, and a table where a comment says more than the signature."
+    lines = code_block(signature(name, function, is_method))
+    lines += [safe(ast.get_docstring(function) or ""), ""]
+    rows = parameters(function, is_method)
+    is_one_line = not rows or rows[-1].line == function.lineno
+    if is_one_line:  # its comment speaks of everything
+        note = comments(module).get(function.lineno)
+        return lines + ([safe(note) + ".", ""] if note else [])
+    notes = parameter_notes(rows, module)
+    back_type, back_note = returns(function, module)
+    if not any(notes) and not back_note:
+        return lines
+    lines += ["::: {.params}", "", "| | type | default | |", "|:---|:----|:---|:---------|"]
+    for row, note in zip(rows, notes, strict=True):
+        lines.append(f"| {code(row.name)} | {code(row.type)} | {code(row.default)} | {safe(cell(note))} |")
+    if back_type:
+        lines.append(f"| *returns* | {code(back_type)} | | {safe(cell(back_note))} |")
+    return lines + ["", ":::", ""]
+
+
+def class_lines(name: str, node: ast.ClassDef, module: str) -> list[str]:
+    "Docstring, fields, constructor and public methods."
+    bases = ", ".join(ast.unparse(base) for base in node.bases)
+    lines = code_block(f"class {name}({bases})" if bases else f"class {name}")
+    lines += [safe(ast.get_docstring(node) or ""), ""]
+    fields = [child for child in node.body if isinstance(child, ast.AnnAssign)]
     if fields:
         lines += ["| field | type | |", "|:---|:----|:---------|"]
-        lines += [
-            f"| {code(ast.unparse(n.target))} | {code(ast.unparse(n.annotation))} | {safe(cell(comments(module).get(n.end_lineno, '')))} |"
-            for n in fields
-        ] + [""]
-    for m, fn in methods.items():
-        if m.startswith("_") and m not in ("__init__", "__call__"):
-            continue
-        if m == "__init__" and not parameters(fn, True):
-            continue
-        shown = name if m == "__init__" else m
-        lines += [
-            f"### {name}{'' if m == '__init__' else '.' + m.replace('_', chr(92) + '_')} {{#{name}.{m} .unnumbered}}",
-            "",
-        ] + function(shown, fn, module, method=True)
+        for field in fields:
+            target = code(ast.unparse(field.target))
+            type_ = code(ast.unparse(field.annotation))
+            note = safe(cell(comments(module).get(field.end_lineno, "")))
+            lines.append(f"| {target} | {type_} | {note} |")
+        lines.append("")
+    for child in node.body:
+        if isinstance(child, FUNCTION):
+            lines += method_lines(name, child, module)
     return lines
 
 
-def constant(name: str, node, module: str) -> list[str]:
+def method_lines(owner: str, method: ast.FunctionDef, module: str) -> list[str]:
+    "A method under a heading of its own; nothing of a private one, or of a constructor without parameters."
+    name = method.name
+    if name == "__init__":
+        if not parameters(method, True):
+            return []
+        title = owner
+        shown = owner
+    elif name.startswith("_") and name != "__call__":
+        return []
+    else:
+        title = f"{owner}.{heading(name)}"
+        shown = name
+    lines = [f"### {title} {{#{owner}.{name} .unnumbered}}", ""]
+    return lines + function_lines(shown, method, module, is_method=True)
+
+
+def constant_lines(node: ast.stmt, module: str) -> list[str]:
+    "The code of a constant, cut where it is long, and its comment."
     value = ast.get_source_segment(text(module), node)
-    if len(value) > 600:
-        value = value[:600].rsplit("\n", 1)[0] + "\n..."
-    return ["```python", value, "```", "", safe(comments(module).get(node.end_lineno, "")), ""]
+    if len(value) > LONGEST_CONSTANT:
+        value = value[:LONGEST_CONSTANT].rsplit("\n", 1)[0] + "\n..."
+    return code_block(value) + [safe(comments(module).get(node.end_lineno, "")), ""]
 
 
 def summary(name: str, module: str) -> str:
     "The first sentence of a docstring, or a constant's comment."
     node = defined(module)[name]
-    said = (
-        ast.get_docstring(node)
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-        else comments(module).get(node.end_lineno, "")
-    )
-    return re.split(r"(?<=\.)\s", (said or "").replace("\n", " "))[0]
+    if isinstance(node, (*FUNCTION, ast.ClassDef)):
+        words = ast.get_docstring(node) or ""
+    else:
+        words = comments(module).get(node.end_lineno, "")
+    return re.split(r"(?<=\.)\s", words.replace("\n", " "))[0]
+
+
+# Pages.
 
 
 def chapter_title(stem: str) -> str:
-    return (
-        "".join(json.loads((ROOT / f"nbs/{stem}.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"])
-        .splitlines()[0]
-        .removeprefix("# ")
-    )
+    cells = json.loads((ROOT / f"nbs/{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
 
 
 def module_page(module: str) -> str:
     "One module as Markdown."
-    doc, stem, top = (
-        (ast.get_docstring(tree(module)) or "").split("\n\nDocs:")[0],
-        modules()[module],
-        defined(module),
-    )
-    lines = [
-        "---",
-        f'title: "{module}"',
-        f"subtitle: {json.dumps(doc, ensure_ascii=False)}",
-        f"description: {json.dumps('Reference of tune_a_video_nbs.' + module + '. ' + doc, ensure_ascii=False)}",
-        "repo-actions: false",
-        "---",
-        "",
-        "<!-- Made by web/make_api.py -->",
-        "",
-        f"Exported from [{chapter_title(stem)}](../nbs/{stem}.ipynb), where each is built and tested. `from tune_a_video_nbs.{module} import ...`",
-        "",
-    ]
+    about = (ast.get_docstring(tree(module)) or "").split("\n\nDocs:")[0]
+    stem = modules()[module]
+    lines = front_matter(module, about, f"Reference of tune_a_video_nbs.{module}. {about}")
+    chapter = f"[{chapter_title(stem)}](../nbs/{stem}.ipynb)"
+    how = f"`from tune_a_video_nbs.{module} import ...`"
+    lines += [f"Exported from {chapter}, where each is built and tested. {how}", ""]
     for name in public(module):
-        node = top[name]
-        lines += [f"## {name.replace('_', chr(92) + '_')} {{#{name}}}", ""]
-        if isinstance(node, ast.FunctionDef):
-            lines += function(name, node, module)
+        node = defined(module)[name]
+        lines += [f"## {heading(name)} {{#{name}}}", ""]
+        if isinstance(node, FUNCTION):
+            lines += function_lines(name, node, module)
         elif isinstance(node, ast.ClassDef):
-            lines += klass(name, node, module)
+            lines += class_lines(name, node, module)
         else:
-            lines += constant(name, node, module)
+            lines += constant_lines(node, module)
     return "\n".join(lines)
 
 
 def index_page() -> str:
     "All modules and their names, each with its first sentence."
-    lines = [
-        "---",
-        'title: "Reference"',
-        'subtitle: "Every public name, by module. A chapter is a module: each page links to where its names are built."',
-        'description: "Every public name of tune_a_video_nbs, by module."',
-        "repo-actions: false",
-        "---",
-        "",
-        "<!-- Made by web/make_api.py -->",
-        "",
-    ]
+    lines = front_matter(
+        "Reference",
+        "Every public name, by module. A chapter is a module: each page links to where its names are built.",
+        "Every public name of tune_a_video_nbs, by module.",
+    )
     for module in modules():
         lines += [f"## [{module}]({module}.qmd) {{#{module}}}", "", "| | |", "|:----|:---------|"]
-        lines += [
-            f"| [`{n}`]({module}.qmd#{n}) | {safe(cell(summary(n, module)))} |" for n in public(module)
-        ] + [""]
+        for name in public(module):
+            lines.append(f"| [`{name}`]({module}.qmd#{name}) | {safe(cell(summary(name, module)))} |")
+        lines.append("")
     return "\n".join(lines)
 
 
-def pages() -> dict:
+def pages() -> dict[str, str]:
     "File name -> text, of the whole reference."
-    return {"index.qmd": index_page()} | {f"{m}.qmd": module_page(m) for m in modules()}
+    return {"index.qmd": index_page()} | {f"{module}.qmd": module_page(module) for module in modules()}
+
+
+def write_if_new(path: Path, words: str) -> None:
+    "Write a file unless it holds these words already: Quarto renders again what has changed."
+    if not path.exists() or path.read_text(encoding="utf-8") != words:
+        path.write_text(words, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    out = ROOT / "api"
-    out.mkdir(exist_ok=True)
-    new = pages()
-    for old in out.glob("*.qmd"):
-        if old.name not in new:
+    folder = ROOT / "api"
+    folder.mkdir(exist_ok=True)
+    made = pages()
+    for old in folder.glob("*.qmd"):
+        if old.name not in made:
             old.unlink()
-    for name, page in new.items():
-        if not (out / name).exists() or (out / name).read_text(encoding="utf-8") != page:
-            (out / name).write_text(page, encoding="utf-8")
+    for name, words in made.items():
+        write_if_new(folder / name, words)

@@ -1,8 +1,9 @@
-"""Write `nbs/images/studio-*.png`, the stills of chapter 62: the app in a real browser, clicked through, state by state.
+"""Write `nbs/images/studio-*.png`, the stills of chapter 62: the app in a real browser, state by state.
 
     python web/make_stills.py
 
-Needs Chromium and Voilà, as `tests/test_studio.py` does. Then run the chapter again (`tests/run_notebooks.py nbs/62_studio.ipynb`), which keeps them in its outputs."""
+Needs Chromium and Voilà, as `tests/test_studio.py` does. Then run the chapter again
+(`tests/run_notebooks.py nbs/62_studio.ipynb`), which keeps them in its outputs."""
 
 import sys
 import tempfile
@@ -12,78 +13,91 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-import browser
+import browser  # noqa: E402
 
-OUT, WIDTH, COLOURS = ROOT / "nbs/images", 900, 96
+OUT = ROOT / "nbs/images"
+WIDTH = 900  # of the app, in pixels
+COLOURS = 96  # of a still: fewer are smaller
 APP = "document.querySelector('.tav-studio')"
+STUDIO = "from tune_a_video_nbs.studio import Studio\nStudio()"
 
 
-def card(i):
-    return f"document.querySelectorAll('.tav-card')[{i}]"
+def card(number: int) -> str:
+    "Code that gives one card of the app."
+    return f"document.querySelectorAll('.tav-card')[{number}]"
 
 
-def button(name, i=0):
-    return f"[...document.querySelectorAll('.tav-studio button')].filter(b => b.textContent.trim() == '{name}')[{i}]"
+def button(name: str) -> str:
+    "Code that gives the first button of this name."
+    buttons = "[...document.querySelectorAll('.tav-studio button')]"
+    return f"{buttons}.find(b => b.textContent.trim() == '{name}')"
 
 
-def field(label, i=0):
-    return f"[...document.querySelectorAll('.tav-studio .widget-label')].filter(l => l.textContent.startsWith('{label}'))[{i}].parentElement.querySelector('input, textarea')"
+def field(label: str) -> str:
+    "Code that gives the field beside the first label that begins so."
+    labels = "[...document.querySelectorAll('.tav-studio .widget-label')]"
+    found = f"{labels}.find(l => l.textContent.startsWith('{label}'))"
+    return f"{found}.parentElement.querySelector('input, textarea')"
 
 
-def still(tab, name: str, element: str = APP):
-    "One state: the window as high as the app, few colours."
-    tab.size(WIDTH + 40, int(tab.js(f"{APP}.offsetHeight")) + 300)
+def take_still(tab: browser.Browser, name: str, element: str = APP) -> None:
+    "Save one state: the window as high as the app, few colours."
+    height = int(tab.js(f"{APP}.offsetHeight"))
+    tab.size(WIDTH + 40, height + 300)
     tab.js(f"{APP}.scrollIntoView(); document.activeElement.blur()")
     tab.pause(0.6)
     path = OUT / f"studio-{name}.png"
     tab.picture(path, element=element)
-    Image.open(path).convert("RGB").quantize(
-        COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
-    ).save(path, optimize=True)
+    picture = Image.open(path).convert("RGB")
+    picture = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
-def shows(tab, words: str, seconds: float = 60):
-    tab.until(f"{APP}.innerText.includes({words!r})", seconds)
+def wait_for(tab: browser.Browser, words: str) -> None:
+    "Wait until the app shows these words."
+    tab.until(f"{APP}.innerText.includes({words!r})", 60)
 
 
-def visit(tab):
+def visit(tab: browser.Browser) -> None:
     "From the first look to the code that does it all again."
-    calm = "!document.querySelector('.tav-note')"  # when a red line goes, what is below it moves
-    still(tab, "start")
+    take_still(tab, "start")
+
     tab.fill(field("What it shows"), "a red dragon is bouncing on the grass")
     tab.fill(field("Side"), "50")
     tab.click(button("Tune"))
-    shows(tab, "dragon")
-    shows(tab, "Not begun")  # the words, once a model is there to read them
+    wait_for(tab, "dragon")
+    wait_for(tab, "Not begun")  # the words, once a model is there to read them
     tab.fill(field("Steps"), "-5")
     tab.click(button("Tune"))
-    shows(tab, "'-5'")
-    shows(tab, "Not begun")
-    still(tab, "refused")
+    wait_for(tab, "'-5'")
+    wait_for(tab, "Not begun")
+    take_still(tab, "refused")
+
     tab.fill(field("What it shows"), "a red star is bouncing on the grass")
     tab.fill(field("Side"), "")
     tab.fill(field("Steps"), "")
-    tab.until(calm)
+    tab.until("!document.querySelector('.tav-note')")  # when a red line goes, what is below it moves
     tab.click(button("Tune"))
-    shows(tab, "after 20 steps")
-    still(tab, "tuning", card(1))
-    shows(tab, "after 40 steps")
+    wait_for(tab, "after 20 steps")
+    take_still(tab, "tuning", card(1))
+    wait_for(tab, "after 40 steps")
     tab.click(button("Stop"))
-    shows(tab, "Stopped after")
-    still(tab, "stopped", card(1))
+    wait_for(tab, "Stopped after")
+    take_still(tab, "stopped", card(1))
+
     tab.click(button("Edit"))
-    shows(tab, "Drew 3.")
+    wait_for(tab, "Drew 3.")
     tab.pause(0.5)
-    still(tab, "edited")
+    take_still(tab, "edited")
     tab.js("document.querySelector('details').open = true")
-    still(tab, "code", "document.querySelector('details')")
+    take_still(tab, "code", "document.querySelector('details')")
 
 
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        with browser.voila(folder, "from tune_a_video_nbs.studio import Studio\nStudio()") as url:
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with browser.voila(folder, STUDIO) as url:
             tab = browser.Browser(folder / "profile")
             try:
                 tab.size(WIDTH + 40, 1200)
@@ -92,3 +106,7 @@ if __name__ == "__main__":
                 visit(tab)
             finally:
                 tab.close()
+
+
+if __name__ == "__main__":
+    main()
