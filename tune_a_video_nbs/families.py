@@ -6,7 +6,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/families.html.md""
 
 # %% auto #0
 __all__ = ['CLIP_L', 'OPENCLIP_H', 'OPENCLIP_G', 'SD_VAE', 'SD1_TOKENIZER', 'SD_NOISE', 'FAMILIES', 'UNET_IN_FILE',
-           'write_sd1_configs', 'read_shapes', 'file_family']
+           'write_sd1_configs', 'model_configs', 'read_shapes', 'file_family']
 
 # %% ../nbs/28_families.ipynb #568aebf4
 import json
@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig
 
 from .errors import InputError
+from .inflate import VideoUNet
+from .ldm import model_path
 
 # %% ../nbs/28_families.ipynb #c85fa193
 CLIP_L = {  # text encoder of SD 1.x, and the first of SDXL
@@ -113,6 +115,26 @@ def write_sd1_configs(
         "tokenizer": ["transformers", "CLIPTokenizer"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
+
+# %% ../nbs/28_families.ipynb #13ccbcbd
+def model_configs(
+    model: Any,  # a key of `FAMILIES`, a model folder or Hub name, or a pipeline
+) -> tuple[dict, dict, list[dict]]:  # of the UNet, the VAE, and the text encoders
+    "Return the configs of a model's networks; no weights are read. Raises `MissingFileError` as `model_path`."
+    if isinstance(model, DiffusionPipeline):
+        encoders = [model.text_encoder, getattr(model, "text_encoder_2", None)]
+        texts = [encoder.config.to_dict() for encoder in encoders if encoder is not None]
+        return dict(model.unet.config), dict(model.vae.config), texts
+    if model in FAMILIES:
+        return FAMILIES[model]["unet"], SD_VAE, FAMILIES[model]["text"]
+    folder = model_path(model)
+    names = ["text_encoder"]
+    index = DiffusionPipeline.load_config(folder)
+    if (index.get("text_encoder_2") or [None])[0] is not None:
+        names.append("text_encoder_2")
+    texts = [CLIPTextConfig.from_pretrained(folder, subfolder=name).to_dict() for name in names]
+    unet = VideoUNet.load_config(folder, subfolder="unet")
+    return unet, AutoencoderKL.load_config(folder, subfolder="vae"), texts
 
 # %% ../nbs/28_families.ipynb #83e0557e
 UNET_IN_FILE = "model.diffusion_model."  # what the names of the UNet's weights begin with
