@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, PNDMScheduler, UNet2DCon
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig
 
+from .authors import read_authors_config
 from .errors import InputError
 from .inflate import VideoUNet
 from .ldm import model_path
@@ -133,7 +134,7 @@ def model_configs(
     if (index.get("text_encoder_2") or [None])[0] is not None:
         names.append("text_encoder_2")
     texts = [CLIPTextConfig.from_pretrained(folder, subfolder=name).to_dict() for name in names]
-    unet = VideoUNet.load_config(folder, subfolder="unet")
+    unet = read_authors_config(VideoUNet.load_config(folder, subfolder="unet"))
     return unet, AutoencoderKL.load_config(folder, subfolder="vae"), texts
 
 # %% ../nbs/28_families.ipynb #83e0557e

@@ -20,9 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-# The module has a private name; torch documents the class in it and has no other way to watch every operation.
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode  # torch documents it, and under no other name
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -95,8 +93,7 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty_like(q)
-        normaliser = q.new_empty(q.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(q, k, v, out, normaliser)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
@@ -118,10 +115,7 @@ IN_FULL_PRECISION = {F.layer_norm, F.group_norm, F.softmax, F.mse_loss}
 class AsOnGPU(TorchFunctionMode):
     "On `meta`, have attention and autocast leave behind what they do on a GPU."
 
-    def __init__(
-        self,
-        autocast: torch.dtype | None = None,  # the half precision that autocast computes in
-    ) -> None:
+    def __init__(self, autocast: torch.dtype | None = None) -> None:  # the half precision of autocast
         super().__init__()
         self.autocast = autocast
 
