@@ -6,7 +6,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/inflate.html.md"""
 
 # %% auto #0
 __all__ = ['BLOCKS', 'PER_CLIP', 'FRAME_NORMS', 'OWN_SETTINGS', 'map_tensors', 'repeat_frames', 'VideoTransformerBlock',
-           'make_video_block', 'ClipGroupNorm', 'share_norms', 'replace_blocks', 'VideoUNet', 'inflate']
+           'make_video_block', 'ClipGroupNorm', 'share_norms', 'replace_blocks', 'VideoUNet', 'inflate', 'deflate']
 
 # %% ../nbs/12_inflate.ipynb #d7c73771
 from collections.abc import Callable
@@ -298,3 +298,14 @@ def inflate(
         raise InputError(f"this network has layers that inflate does not know: {strange[:4]}")
     _draw_temporal(unet, generator or torch.Generator().manual_seed(0))
     return unet.train(image_unet.training)
+
+# %% ../nbs/12_inflate.ipynb #defl-code
+def deflate(
+    unet: VideoUNet,  # left as it was
+) -> UNet2DConditionModel:  # on the same device, in the same precision
+    "Return an image network with the spatial weights of a video network; the temporal ones stay behind."
+    config = {name: value for name, value in unet.config.items() if name not in OWN_SETTINGS}
+    image_unet = UNet2DConditionModel.from_config(config).to(unet.device, unet.dtype)
+    spatial = {name: value for name, value in unet.state_dict().items() if "_temp." not in name}
+    image_unet.load_state_dict(spatial)
+    return image_unet.train(unet.training)
