@@ -212,7 +212,8 @@ def load_base(
 ) -> TuneAVideoPipeline:
     """Open any base that people have, ready to tune: folders, half-precision variants, single files, LoRA.
 
-    No pickle is ever run. Raises `InputError` on what cannot be used, `MissingFileError` on what is not there.
+    No pickle is ever run. Raises `InputError` on what cannot be used, `MissingFileError` on what is not
+    there.
     """
     if Path(name).suffix in PICKLES and Path(name).is_file():
         raise InputError(

@@ -100,7 +100,8 @@ FAMILIES: dict[str, dict[str, Any]] = {  # what sets each apart from diffusers' 
 def write_sd1_configs(
     folder: str | Path,  # an empty one
 ) -> None:
-    "Write the configs of SD 1.x as diffusers lays them out: all that a single file lacks, but for the tokenizer."
+    """Write the configs of SD 1.x as diffusers lays them out: all that a single file lacks, but for the
+    tokenizer."""
     folder = Path(folder)
     with torch.device("meta"):
         UNet2DConditionModel(**FAMILIES["sd15"]["unet"]).save_config(folder / "unet")
@@ -121,7 +122,9 @@ def write_sd1_configs(
 def model_configs(
     model: Any,  # a key of `FAMILIES`, a model folder or Hub name, or a pipeline
 ) -> tuple[dict, dict, list[dict]]:  # of the UNet, the VAE, and the text encoders
-    "Return the configs of a model's networks; no weights are read. Raises `MissingFileError` as `model_path`."
+    """Return the configs of a model's networks; no weights are read.
+
+    Raises `MissingFileError` as `model_path`."""
     if isinstance(model, DiffusionPipeline):
         encoders = [model.text_encoder, getattr(model, "text_encoder_2", None)]
         texts = [encoder.config.to_dict() for encoder in encoders if encoder is not None]

@@ -30,7 +30,9 @@ from .tune import trainable_names
 
 # %% ../nbs/31_memory.ipynb #08bdb9af
 class CountBytes(TorchDispatchMode):
-    "Watch every tensor that torch makes, and the moment it is gone. Works on `meta`, where there are only shapes."
+    """Watch every tensor that torch makes, and the moment it is gone.
+
+    Works on `meta`, where there are only shapes."""
 
     def __init__(
         self,
@@ -67,7 +69,8 @@ class CountBytes(TorchDispatchMode):
 
 # %% ../nbs/31_memory.ipynb #448acf47
 def _without_gradients(network: nn.Module, dtype: torch.dtype) -> Any:
-    "Return a network ready to be counted. (diffusers' own `to` warns of layers kept in float32, where none is.)"
+    """Return a network ready to be counted. (diffusers' own `to` warns of layers kept in float32, where
+    none is.)"""
     return nn.Module.to(network.eval().requires_grad_(False), dtype)
 
 
@@ -88,7 +91,8 @@ def on_meta(
 
 # %% ../nbs/31_memory.ipynb #9497966f
 class _FusedAttention(torch.autograd.Function):
-    "What a GPU's fused attention keeps: queries, keys, values, the answer, one number per query, and no square."
+    """What a GPU's fused attention keeps: queries, keys, values, the answer, one number per query, and no
+    square."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -169,7 +173,8 @@ def _build(network_class: Any, config: str, dtype: torch.dtype) -> Any:
 
 
 def _unet_inputs(unet: Any, frames: int, size: tuple[int, ...], clips: int, tokens: int) -> dict[str, Any]:
-    "Return what the network is called with, on `meta`: latents, timesteps, prompt embeddings, and SDXL's more."
+    """Return what the network is called with, on `meta`: latents, timesteps, prompt embeddings, and SDXL's
+    more."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(clips, *shape, device="meta", dtype=unet.dtype)

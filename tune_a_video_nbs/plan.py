@@ -55,7 +55,8 @@ def weight_bytes(
 def learning_bytes(
     unet: Any,  # a video UNet
 ) -> int:
-    """Return the bytes of what learns: float32 copies of weights that are not in float32, float32 gradients, and
+    """Return the bytes of what learns: float32 copies of weights that are not in float32, float32
+    gradients, and
     AdamW's two averages."""
     trainable = set(trainable_names(unet))
     bytes_each = 12 if unet.dtype == torch.float32 else 16
@@ -139,7 +140,9 @@ def needed_bytes(
 # %% ../nbs/39_plan.ipynb #2f2e888a
 @dataclass
 class Plan:
-    "What fits, and what to switch on for it. All memory in GB, 10^9 bytes; counted on `meta`, not measured on a GPU."
+    """What fits, and what to switch on for it.
+
+    All memory in GB, 10^9 bytes; counted on `meta`, not measured on a GPU."""
 
     model: str
     frames: int
@@ -155,7 +158,9 @@ class Plan:
         pipe: TuneAVideoPipeline,
         device: str | torch.device = "cuda",
     ) -> TuneAVideoPipeline:
-        "Set the options of all jobs, and bring the model to its device. Raises `InputError` if a job does not fit."
+        """Set the options of all jobs, and bring the model to its device.
+
+        Raises `InputError` if a job does not fit."""
         switches: set[str] = set()
         for job, options in self.options.items():
             if options is None:
@@ -203,7 +208,8 @@ class Plan:
 def _frames_that_fit(memory: MemoryCount, job: str, frames: int, gpu_bytes: float) -> int:
     """Return the most frames, fewer than these, that fit with every option on; 0 if not even one does.
 
-    At each moment memory grows straight with the frames, so the peak, the largest of such lines, hangs below its
+    At each moment memory grows straight with the frames, so the peak, the largest of such lines, hangs
+    below its
     chord: what fits by the chord from 1 to `frames` does fit.
     """
     every_option = OPTIONS[job][-1]
