@@ -1,33 +1,40 @@
-"""A table and a picture of what run.py measured. `python benchmarks/report.py RESULT.json` makes them again."""
+"""Draw a table and a picture of what run.py measured: `python benchmarks/report.py RESULT.json`."""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 COLOURS = {"ours": "#2b6cb0", "theirs": "#c05621", "before": "#718096"}
 NAMES = {"ours": "this library", "theirs": "the authors' code", "before": "this library, before"}
 
 
-def gb(n):
-    return f"{n / 1e9:.1f} GB"
+def gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
 
 
-def about(found):
-    m, sides = found["machine"], ", ".join(f"{NAMES[k]} at {v}" for k, v in found["commits"].items())
+def about(found: dict[str, Any]) -> str:
+    "Return which machine and which code was measured."
+    machine = found["machine"]
+    cores = f"{machine['threads']} of {machine['cores']} cores"
+    sides = ", ".join(f"{NAMES[side]} at {commit}" for side, commit in found["commits"].items())
     return (
-        f"{m['processor']}, {m['threads']} of {m['cores']} cores, {m['device']}, torch {m['torch']}; {sides}. "
-        f"Load average at the start {m['load']:.1f}. Made by `{found['command']}` in {found['minutes']} minutes."
+        f"{machine['processor']}, {cores}, {machine['device']}, torch {machine['torch']}; {sides}. "
+        f"Load average at the start {machine['load']:.1f}. "
+        f"Made by `{found['command']}` in {found['minutes']} minutes."
     )
 
 
-def compare_table(found):
-    "One row per job: seconds of each side, the ratio, memory, and the share of the machine's rate that we reach."
+def compare_table(found: dict[str, Any]) -> str:
+    "Return a row per job: seconds of each side, the ratio, memory, and the share of the matmul rate."
     others = [k for k in found["commits"] if k != "ours"]
     heads = [
         "",
@@ -52,96 +59,95 @@ def compare_table(found):
     return table(heads, rows)
 
 
-def growth_table(found):
+def growth_table(found: dict[str, Any]) -> str:
+    "Return a row per length or size."
     heads = ["", "forward + backward, s", "its memory", "forward, s", "its memory"]
-    cell = {
-        (r["along"], r["value"], r["job"]): [f"{r['seconds']:.2f}", gb(r["bytes_above_start"])]
-        for r in found["rows"]
-    }
-    keys = dict.fromkeys(k[:2] for k in cell)
+    cells = {}
+    for row in found["rows"]:
+        key = row["along"], row["value"], row["job"]
+        cells[key] = [f"{row['seconds']:.2f}", gb(row["bytes_above_start"])]
     words = dict(frames="{} frames, latents 32x32", size="8 frames, latents {0}x{0}")
-    return table(
-        heads,
-        [[words[a].format(v), *cell[a, v, "forward_backward"], *cell[a, v, "forward"]] for a, v in keys],
+    rows = []
+    for along, value in dict.fromkeys(key[:2] for key in cells):
+        both = [*cells[along, value, "forward_backward"], *cells[along, value, "forward"]]
+        rows.append([words[along].format(value), *both])
+    return table(heads, rows)
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    "Return a Markdown table with all columns but the first to the right."
+    dashes = ["---"] + ["---:"] * (len(heads) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, dashes, *rows])
+
+
+def compare_plot(found: dict[str, Any]) -> Figure:
+    "Draw bars of seconds and of memory, one group for each job."
+    num_bars = len(found["jobs"]) * len(found["commits"])
+    fig, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 0.55 * num_bars + 1.2), layout="constrained", sharey=True
     )
-
-
-def table(heads, rows):
-    def line(cells):
-        return "| " + " | ".join(cells) + " |"
-
-    return "\n".join([line(heads), line(["---"] + ["---:"] * (len(heads) - 1)), *map(line, rows)])
-
-
-def compare_plot(found):
-    "Bars of seconds, one group for each job."
-    jobs, sides = found["jobs"], list(found["commits"])
-    fig, axes = plt.subplots(
-        1, 2, figsize=(10, 0.55 * len(jobs) * len(sides) + 1.2), layout="constrained", sharey=True
-    )
-    for ax, what, unit, title in zip(
-        axes, ("seconds", "bytes_above_start"), (1, 1e-9), ("seconds per step", "memory of a step, GB")
-    ):
-        for j, side in enumerate(sides):
-            y, x = (
-                [i + 0.8 * (j / len(sides)) for i in range(len(jobs))],
-                [unit * job[side][what] for job in jobs.values()],
-            )
-            bars = ax.barh(y, x, 0.8 / len(sides), color=COLOURS[side], label=NAMES[side])
-            own = [unit * job["ours"][what] for job in jobs.values()]
-            ax.bar_label(
-                bars,
-                [f"{v:.1f}" + (f" ({v / o:.1f}x)" if side != "ours" else "") for v, o in zip(x, own)],
-                padding=3,
-                fontsize=8,
-            )
-        ax.set(
-            title=title,
-            yticks=[i + 0.4 * (1 - 1 / len(sides)) for i in range(len(jobs))],
-            yticklabels=list(jobs),
-        )
-        ax.margins(x=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()
-    fig.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sides), frameon=False
-    )
+    draw_bars(left, found, "seconds", 1, "seconds per step")
+    draw_bars(right, found, "bytes_above_start", 1e-9, "memory of a step, GB")
+    left.invert_yaxis()
+    handles = left.get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower center", ncols=len(found["commits"]), frameon=False)
     return fig
 
 
-def growth_plot(found):
-    "Seconds and memory against frames and against size; the line goes through the origin and the last point."
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
-    for ax, along, title in zip(
-        axes, ("frames", "size"), ("frames, at latents 32x32", "places in a frame, at 8 frames")
-    ):
-        for job, colour, words in (
-            ("forward_backward", COLOURS["ours"], "forward + backward"),
-            ("forward", COLOURS["theirs"], "forward"),
-        ):
-            rows = [r for r in found["rows"] if r["along"] == along and r["job"] == job]
-            x, y = (
-                np.array([r["value"] ** (2 if along == "size" else 1) for r in rows]),
-                np.array([r["seconds"] for r in rows]),
-            )
-            ax.plot(x, y, "o", c=colour, label=words)
-            ax.plot([0, x[-1]], [0, y[-1]], ":", c=colour, label="in proportion")
-        ax.set(xlabel=title, xticks=x, xlim=0, ylim=0)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("seconds")
-    axes[0].legend(frameon=False, fontsize=8)
+def draw_bars(ax: Axes, found: dict[str, Any], what: str, unit: float, title: str) -> None:
+    "Draw one bar for each job and side, with how many times ours it is."
+    jobs = found["jobs"]
+    sides = list(found["commits"])
+    own = [unit * job["ours"][what] for job in jobs.values()]
+    for j, side in enumerate(sides):
+        values = [unit * job[side][what] for job in jobs.values()]
+        labels = [f"{value:.1f}" for value in values]
+        if side != "ours":
+            labels = [f"{label} ({v / o:.1f}x)" for label, v, o in zip(labels, values, own)]
+        places = [i + 0.8 * (j / len(sides)) for i in range(len(jobs))]
+        bars = ax.barh(places, values, 0.8 / len(sides), color=COLOURS[side], label=NAMES[side])
+        ax.bar_label(bars, labels, padding=3, fontsize=8)
+    middles = [i + 0.4 * (1 - 1 / len(sides)) for i in range(len(jobs))]
+    ax.set(title=title, yticks=middles, yticklabels=list(jobs))
+    ax.margins(x=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def growth_plot(found: dict[str, Any]) -> Figure:
+    "Draw seconds against frames and against size."
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+    draw_growth(left, found, "frames", 1, "frames, at latents 32x32")
+    draw_growth(right, found, "size", 2, "places in a frame, at 8 frames")
+    left.set_ylabel("seconds")
+    left.legend(frameon=False, fontsize=8)
     return fig
 
 
-def report(path):
+def draw_growth(ax: Axes, found: dict[str, Any], along: str, power: int, title: str) -> None:
+    "Draw points, and a line through the origin and the last of them."
+    for job, side, words in (
+        ("forward_backward", "ours", "forward + backward"),
+        ("forward", "theirs", "forward"),
+    ):
+        rows = [row for row in found["rows"] if row["along"] == along and row["job"] == job]
+        x = np.array([row["value"] ** power for row in rows])
+        y = np.array([row["seconds"] for row in rows])
+        ax.plot(x, y, "o", c=COLOURS[side], label=words)
+        ax.plot([0, x[-1]], [0, y[-1]], ":", c=COLOURS[side], label="in proportion")
+    ax.set(xlabel=title, xticks=x, xlim=0, ylim=0)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def report(path: str | Path) -> None:
     "Write RESULT.md and RESULT.png beside RESULT.json."
     path = Path(path)
     found = json.loads(path.read_text())
-    make, draw = dict(compare=(compare_table, compare_plot), growth=(growth_table, growth_plot))[
-        found["kind"]
-    ]
-    path.with_suffix(".md").write_text(f"{make(found)}\n\n{about(found)}\n")
-    draw(found).savefig(path.with_suffix(".png"), dpi=110)
+    if found["kind"] == "compare":
+        text, picture = compare_table(found), compare_plot(found)
+    else:
+        text, picture = growth_table(found), growth_plot(found)
+    path.with_suffix(".md").write_text(f"{text}\n\n{about(found)}\n")
+    picture.savefig(path.with_suffix(".png"), dpi=110)
     print(path.with_suffix(".md").read_text())
 
 

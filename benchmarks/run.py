@@ -1,10 +1,10 @@
-"""How fast, and in how much memory: this library and, with --peer, the authors' code beside it, in turn, in one run.
+"""Measure speed and memory: this library and, with --peer, the authors' code beside it, in turn, in one run.
 
-python benchmarks/run.py                                              # this library alone, a network of a fifth of SD 1.5's width
+python benchmarks/run.py                             # this library alone, a fifth of SD 1.5's width
 python benchmarks/run.py --peer ../Tune-A-Video --peer-python ../peer/bin/python
-python benchmarks/run.py --size sd15 --peer ...                       # SD 1.5's own width, 860 million parameters
-python benchmarks/run.py --before ../older-checkout                   # this library against an earlier self
-python benchmarks/run.py --growth                                     # cost against frames and size"""
+python benchmarks/run.py --size sd15 --peer ...      # SD 1.5's own width, 860 million parameters
+python benchmarks/run.py --before ../older-checkout  # this library against an earlier self
+python benchmarks/run.py --growth                    # cost against frames and size"""
 
 import argparse
 import json
@@ -16,8 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,8 +50,10 @@ JOBS = {  # what is timed: the words for a table, and what the worker is told
 }
 
 
-def write_model(folder, size):
-    "A whole Stable Diffusion with random weights, in the authors' layout, which both sides read: full-size VAE and text encoder, a network as wide as `size` says."
+def write_model(folder: str | Path, size: str) -> Path:
+    """Write a whole Stable Diffusion with random weights, in the authors' layout, which both sides read.
+
+    VAE and text encoder have their full size, the network is as wide as `size` says."""
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -78,9 +83,11 @@ def write_model(folder, size):
 
 
 class Worker:
-    "A process that holds one side, and is asked in turn over a pipe."
+    "Hold a process with one side, and ask it in turn over a pipe."
 
-    def __init__(self, kind, python, checkout, folder, device, threads):
+    def __init__(
+        self, kind: str, python: str, checkout: str | Path, folder: str | Path, device: str, threads: int
+    ) -> None:
         env = os.environ | dict(
             PYTHONPATH=str(Path(checkout).resolve()),
             HF_HUB_OFFLINE="1",
@@ -100,39 +107,53 @@ class Worker:
         )
         self.hear()
 
-    def hear(self):
+    def hear(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"a worker ended: see its last words above (exit code {self.process.wait()})")
         return json.loads(line)
 
-    def ask(self, what):
+    def ask(self, what: Any) -> dict[str, Any]:
         print(json.dumps(what), file=self.process.stdin, flush=True)
         return self.hear()
 
-    def close(self):
+    def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
 
 
-def matmul_rate(device, n=2048, reps=3):
-    "The best of a few products of square matrices, in operations a second: what this machine attains now. By the clock, and by processor time."
-    a, b, best = torch.randn(n, n, device=device), torch.randn(n, n, device=device), [1e9, 1e9]
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+def wait_for(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: str, n: int = 2048, reps: int = 3) -> tuple[float, float]:
+    """Return how many operations a second this machine attains now, by the clock and by processor time.
+
+    It is the best of a few products of square matrices."""
+    a = torch.randn(n, n, device=device)
+    b = torch.randn(n, n, device=device)
+    seconds, cpu_seconds = [], []
     for _ in range(reps):
-        wait()
-        began = time.perf_counter(), time.process_time()
+        wait_for(device)
+        began, cpu_began = time.perf_counter(), time.process_time()
         a @ b
-        wait()
-        best = [
-            min(t, clock() - since)
-            for t, clock, since in zip(best, (time.perf_counter, time.process_time), began)
-        ]
-    return [2 * n**3 / t for t in best]
+        wait_for(device)
+        seconds.append(time.perf_counter() - began)
+        cpu_seconds.append(time.process_time() - cpu_began)
+    operations = 2 * n**3
+    return operations / min(seconds), operations / min(cpu_seconds)
 
 
-def in_turn(sides, job, reps, rate):
-    "One job on all sides: a first step that does not count, then `reps` rounds. Returns what each side said of each step, and the machine's rate in each round."
+Steps = dict[str, list[dict[str, Any]]]  # side -> what it said of each step
+
+
+def in_turn(
+    sides: dict[str, Worker], job: dict[str, Any], reps: int, rate: Callable[[], tuple[float, float]]
+) -> tuple[Steps, list[tuple[float, float]]]:
+    """Do one job on all sides: a first step that does not count, then `reps` rounds.
+
+    Return what each side said of each step, and the machine's rate in each round."""
     seen = {name: [worker.ask(job)] for name, worker in sides.items()}
     rates = []
     for _ in range(reps):
@@ -144,9 +165,9 @@ def in_turn(sides, job, reps, rate):
     return seen, rates
 
 
-def summary(seen, rates):
-    "Medians of one job, and of the ratios of neighbours in time."
-    out = {}
+def summary(seen: Steps, rates: list[tuple[float, float]]) -> dict[str, Any]:
+    "Return medians of one job, and of the ratios of neighbours in time."
+    out: dict[str, Any] = {}
     for name, steps in seen.items():
         counted = [s["seconds"] for s in steps[1:]]
         facts = {k: v for k, v in steps[-1].items() if k not in ("seconds", "cpu_seconds", "peak", "above")}
@@ -168,19 +189,17 @@ def summary(seen, rates):
     return out | dict(matmul_rate=wall, cpu_matmul_rate=cpu)
 
 
-def flops(size, frames, side):
-    "Multiplications and additions of one step of ours, counted on tensors without numbers."
+def flops(size: str, frames: int, side: int) -> dict[str, int]:
+    "Count multiplications and additions of one step of ours, on tensors without numbers."
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
     from tune_a_video_nbs.inflate import VideoUNet
     from tune_a_video_nbs.tune import trainable_names
 
-    def count(clips, learn):
-        x, text = (
-            torch.empty(clips, 4, frames, side, side),
-            torch.empty(clips, 77, net.config.cross_attention_dim),
-        )
+    def count(clips: int, learn: bool) -> int:
+        x = torch.empty(clips, 4, frames, side, side)
+        text = torch.empty(clips, 77, net.config.cross_attention_dim)
         for n, p in net.named_parameters():
             p.requires_grad_(learn and n in names)
         with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(learn):
@@ -201,17 +220,16 @@ def flops(size, frames, side):
         }
 
 
-def same_answer(sides, how, scratch):
-    "How far the outputs of all sides lie from ours, relative to their size. They must compute the same, or their times say nothing."
+def same_answer(sides: dict[str, Worker], how: dict[str, Any], scratch: Path) -> dict[str, float]:
+    """Return how far the outputs of all sides lie from ours, relative to their size.
+
+    They must compute the same, or their times say nothing."""
     for name, worker in sides.items():
         worker.ask(dict(job="forward", out=str(scratch / f"{name}.pt"), **how))
         worker.ask("enough")
     outs = {name: torch.load(scratch / f"{name}.pt") for name in sides}
-    off = {
-        name: float((out - outs["ours"]).norm() / outs["ours"].norm())
-        for name, out in outs.items()
-        if name != "ours"
-    }
+    ours = outs.pop("ours")
+    off = {name: float((out - ours).norm() / ours.norm()) for name, out in outs.items()}
     wrong = [name for name, d in off.items() if not d < 1e-4]
     if wrong:
         raise SystemExit(
@@ -220,25 +238,26 @@ def same_answer(sides, how, scratch):
     return off
 
 
-def commit(checkout):
+def commit(checkout: str | Path) -> str:
+    "Return the commit that a checkout is at."
     found = subprocess.run(
         ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
     return found.stdout.strip() or "unknown"
 
 
-def machine(args):
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if os.path.exists("/proc/cpuinfo")
-        else []
-    )
+def processor() -> str:
+    "Return the processor's name."
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def machine(args: Namespace) -> dict[str, Any]:
+    "Return facts on this machine."
     return dict(
-        processor=(names or [platform.processor()])[0],
+        processor=processor(),
         cores=os.cpu_count(),
         threads=args.threads or torch.get_num_threads(),
         device=args.device,
@@ -248,40 +267,39 @@ def machine(args):
     )
 
 
-def compare(args, folder, sides):
-    how = {k: SIZES[args.size][k] for k in ("frames", "size")}
-    work, jobs = flops(args.size, how["frames"], how["size"]), {}
+def compare(args: Namespace, folder: Path, sides: dict[str, Worker]) -> dict[str, Any]:
+    "Do all jobs on all sides."
+    how = {key: SIZES[args.size][key] for key in ("frames", "size")}
+    work = flops(args.size, how["frames"], how["size"])
+    jobs: dict[str, Any] = {}
     same = same_answer(sides, how, folder)
+    reps = args.reps or SIZES[args.size]["reps"]
     for words in args.jobs:
-        seen, rates = in_turn(
-            sides, JOBS[words] | how, args.reps or SIZES[args.size]["reps"], partial(matmul_rate, args.device)
-        )
+        seen, rates = in_turn(sides, JOBS[words] | how, reps, partial(matmul_rate, args.device))
         job = jobs[words] = summary(seen, rates) | dict(flops=work[JOBS[words]["job"]])
         job["share_of_matmul"] = job["flops"] / job["matmul_rate"] / job["ours"]["seconds"]
         job["cpu_share_of_matmul"] = job["flops"] / job["cpu_matmul_rate"] / job["ours"]["cpu_seconds"]
-        said = [
-            f"{n} {job[n]['seconds']:.2f} s"
-            + (
-                f" ({job[n]['times_ours']:.2f} times ours; {job[n]['cpu_times_ours']:.2f} by processor time)"
-                if n != "ours"
-                else ""
-            )
-            for n in sides
-        ]
-        print(
-            f"{words}: {', '.join(said)}; {job['share_of_matmul']:.0%} of the matmul rate",
-            file=sys.stderr,
-            flush=True,
-        )
+        told = ", ".join(tell(name, job[name]) for name in sides)
+        share = f"{job['share_of_matmul']:.0%} of the matmul rate"
+        print(f"{words}: {told}; {share}", file=sys.stderr, flush=True)
     return dict(kind="compare", **how, same_answer=same, jobs=jobs)
+
+
+def tell(name: str, side: dict[str, Any]) -> str:
+    "Return what one side took, in words."
+    took = f"{name} {side['seconds']:.2f} s"
+    if name == "ours":
+        return took
+    return f"{took} ({side['times_ours']:.2f} times ours; {side['cpu_times_ours']:.2f} by processor time)"
 
 
 GROWTH = dict(frames=(4, 8, 16, 24, 32), size=(16, 24, 32, 40, 48))
 
 
-def growth(args, folder, sides):
-    "Ours alone, at other lengths and sizes: rounds over all of them, medians of the rounds."
-    base, seen = dict(frames=8, size=32), {}
+def growth(args: Namespace, folder: Path, sides: dict[str, Worker]) -> dict[str, Any]:
+    "Measure ours alone, at other lengths and sizes: rounds over all of them, medians of the rounds."
+    base = dict(frames=8, size=32)
+    seen: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for _ in range(args.reps or 2):  # in each round each has one step that does not count, and one that does
         for what, values in GROWTH.items():
             for v in values:
@@ -304,7 +322,8 @@ def growth(args, folder, sides):
     return dict(kind="growth", **base, rows=rows)
 
 
-def arguments():
+def arguments() -> Namespace:
+    "Read the command line."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--size", choices=SIZES, default="fifth", help="width of the network")
     p.add_argument("--peer", metavar="CHECKOUT", help="a checkout of github.com/showlab/Tune-A-Video")
@@ -337,44 +356,41 @@ def arguments():
     return args
 
 
-def main():
+def main() -> None:
     args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
-    began, out = time.time(), args.out or HERE / "results" / ("growth" if args.growth else args.size)
+    began = time.time()
+    measure = growth if args.growth else compare
+    out = args.out or HERE / "results" / ("growth" if args.growth else args.size)
     with tempfile.TemporaryDirectory() as scratch:
-        folder, facts = write_model(scratch, args.size), machine(args)
+        folder = write_model(scratch, args.size)
+        facts = machine(args)
         start = partial(Worker, folder=folder, device=args.device, threads=args.threads)
         sides = {"ours": start("ours", sys.executable, HERE.parent)}
         if args.peer and not args.growth:
             sides["theirs"] = start("theirs", args.peer_python, args.peer)
         if args.before and not args.growth:
             sides["before"] = start("ours", sys.executable, args.before)
-        found = (growth if args.growth else compare)(args, folder, sides)
+        found = measure(args, folder, sides)
         for worker in sides.values():
             worker.close()
-    commits = dict(
-        ours=commit(HERE.parent),
-        **({"theirs": commit(args.peer)} if args.peer else {}),
-        **({"before": commit(args.before)} if args.before else {}),
+    commits = {"ours": commit(HERE.parent)}
+    if args.peer:
+        commits["theirs"] = commit(args.peer)
+    if args.before:
+        commits["before"] = commit(args.before)
+    # This machine's folders are nobody's business.
+    named = {args.peer: "CHECKOUT", args.peer_python: "PYTHON", args.before: "BEFORE"}
+    words = [named.get(word) or shlex.quote(word) for word in sys.argv[1:]]
+    about = dict(
+        command=" ".join(["python benchmarks/run.py", *words]),
+        model=args.size,
+        machine=facts,
+        commits=commits,
+        minutes=round((time.time() - began) / 60, 1),
     )
-    where = {
-        args.peer: "CHECKOUT",
-        args.peer_python: "PYTHON",
-        args.before: "BEFORE",
-    }  # this machine's folders are nobody's business
-    found = (
-        dict(
-            command=" ".join(
-                ["python benchmarks/run.py", *(where.get(a) or shlex.quote(a) for a in sys.argv[1:])]
-            ),
-            model=args.size,
-            machine=facts,
-            commits=commits,
-            minutes=round((time.time() - began) / 60, 1),
-        )
-        | found
-    )
+    found = about | found
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
     from report import report

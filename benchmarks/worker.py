@@ -1,37 +1,44 @@
-"""One process that holds one network and runs its steps when asked: ours, or the authors'. Started by run.py, once for each side.
+"""Hold one network and run its steps when asked: ours, or the authors'. run.py starts it once for each side.
 
-It reads one JSON line, a job, and then runs that job's own loop: after every step it writes a line and waits for the next one, so that two workers take turns.
+It reads one JSON line, a job, and then runs that job's own loop: after every step it writes a line and waits
+for the next one, so that two workers take turns.
 This file runs under both Pythons, so each side imports its own libraries late."""
 
+import contextlib
 import ctypes
 import gc
 import json
 import logging
-import os
 import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any, TextIO
 
 import torch
 
 LEARNS = ("attn1.to_q", "attn2.to_q", "attn_temp")
-CAPTION, WORDS = "a red star is bouncing on a night sky", "a blue heart is bouncing on a night sky"
+CAPTION = "a red star is bouncing on a night sky"
+WORDS = "a blue heart is bouncing on a night sky"
+CLEAR = Path("/proc/self/clear_refs")  # Linux: writing 5 sets VmHWM back to VmRSS
 
 
 class Enough(Exception):
-    "The driver has seen enough steps of this job."
+    "Says that the driver has seen enough steps of this job."
 
 
 class Clock:
-    "Called after each step of a loop: tells the driver what the step took, and waits until it is asked for another."
+    "Called after each step of a loop: tells the driver what it took, and waits until asked for another."
 
-    def __init__(self, device, replies):
-        self.cuda, self.replies = device == "cuda", replies
+    def __init__(self, device: str, replies: TextIO) -> None:
+        self.cuda = device == "cuda"
+        self.replies = replies
 
-    def start(self):
+    def start(self) -> None:
+        "Begin with memory as it stands now."
         gc.collect()
         if self.cuda:
             torch.cuda.synchronize()
@@ -39,21 +46,25 @@ class Clock:
             torch.cuda.reset_peak_memory_stats()
         else:
             ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system,
-            if os.path.exists(CLEAR):
-                Path(CLEAR).write_text("5")  # and the high-water mark to where the process stands
-        self.before, self.first = self._bytes("VmRSS"), True
+            if CLEAR.exists():
+                CLEAR.write_text("5")  # and the high-water mark to where the process stands
+        self.before = self._bytes("VmRSS")
+        self.is_first = True
         self._go()
 
-    def _go(self):
-        self.began, self.worked = time.perf_counter(), time.process_time()
+    def _go(self) -> None:
+        self.began = time.perf_counter()
+        self.worked = time.process_time()
 
-    def _bytes(self, field):
+    def _bytes(self, field: str) -> int:
+        "Return the memory held now (VmRSS), or at most since the start (VmHWM)."
         if self.cuda:
             return torch.cuda.memory_allocated() if field == "VmRSS" else torch.cuda.max_memory_allocated()
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(lines[field].split()[0]) * 1024
 
-    def __call__(self, **facts):
+    def __call__(self, **facts: Any) -> None:
+        "Tell what a step took, and wait. Raises `Enough` when no other is wanted."
         if self.cuda:
             torch.cuda.synchronize()
         took = dict(seconds=time.perf_counter() - self.began, cpu_seconds=time.process_time() - self.worked)
@@ -61,34 +72,36 @@ class Clock:
         self.tell(**took, peak=peak, above=peak - self.before, **facts)
         if sys.stdin.readline().strip() != '"again"':
             raise Enough
-        self.start() if self.first else self._go()  # memory counts from the second step on: now all weights are loaded, all states made
-        self.first = False
+        if self.is_first:
+            self.start()  # memory counts from the second step on: now all weights are loaded, all states made
+            self.is_first = False
+        else:
+            self._go()
 
-    def tell(self, **facts):
+    def tell(self, **facts: Any) -> None:
         print(json.dumps(facts), file=self.replies, flush=True)
 
 
-CLEAR = "/proc/self/clear_refs"  # Linux: writing 5 sets VmHWM back to VmRSS
-
-
 class Side:
-    "What both sides share: the same questions, and loops around the bare network."
+    "Hold what both sides share: the same questions, and loops around the bare network."
 
-    def __init__(self, folder, device):
-        self.folder, self.device, self.unet = Path(folder), device, None
+    def __init__(self, folder: str, device: str) -> None:
+        self.folder = Path(folder)
+        self.device = device
+        self.unet: Any = None
 
-    def question(self, frames, size):
-        "Latents, noise and text, the same numbers on both sides."
+    def question(self, frames: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        "Return latents, noise and text, the same numbers on both sides."
         g = torch.Generator().manual_seed(0)
         width = json.loads((self.folder / "unet" / "config.json").read_text())["cross_attention_dim"]
 
-        def draw(*shape):
+        def draw(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=g).to(self.device)
 
         return draw(1, 4, frames, size, size), draw(1, 4, frames, size, size), draw(1, 77, width)
 
-    def forward(self, tick, frames, size, out=None):
-        "The network once, without gradients."
+    def forward(self, tick: Clock, frames: int, size: int, out: str | None = None) -> None:
+        "Run the network, without gradients."
         x, _, text = self.question(frames, size)
         with torch.no_grad():
             while True:
@@ -97,14 +110,18 @@ class Side:
                     torch.save(said.cpu(), out)
                 tick()
 
-    def forward_backward(self, tick, frames, size, checkpointing=False):
-        "Loss and gradients of what learns, no more."
-        (x, noise, text), net = self.question(frames, size), self.net().train()
+    def forward_backward(self, tick: Clock, frames: int, size: int, checkpointing: bool = False) -> None:
+        "Compute loss and gradients of what learns, no more."
+        x, noise, text = self.question(frames, size)
+        net = self.net().train()
         net.requires_grad_(False)
         learning = [
             p.requires_grad_() for n, p in net.named_parameters() if any(part in n for part in LEARNS)
         ]
-        (net.enable_gradient_checkpointing if checkpointing else net.disable_gradient_checkpointing)()
+        if checkpointing:
+            net.enable_gradient_checkpointing()
+        else:
+            net.disable_gradient_checkpointing()
         try:
             while True:
                 loss = torch.nn.functional.mse_loss(
@@ -125,25 +142,24 @@ class Side:
         finally:
             net.disable_gradient_checkpointing()  # the next job says for itself
 
-    def run(self, job, tick):
+    def run(self, job: dict[str, Any], tick: Clock) -> None:
+        "Run one job's loop until the driver has seen enough."
         how = {k: v for k, v in job.items() if k != "job"}
         run = getattr(self, job["job"])
         torch.manual_seed(0)
         tick.start()
-        try:
+        with contextlib.suppress(Enough):
             run(tick, **how)
-        except Enough:
-            pass
         tick.tell(ended=True)
 
 
 class Ours(Side):
-    "tune_a_video_nbs, from the checkout on PYTHONPATH."
+    "Run tune_a_video_nbs, from the checkout on PYTHONPATH."
 
-    def net(self):
+    def net(self) -> Any:
         return self.pipe().unet
 
-    def pipe(self):
+    def pipe(self) -> Any:
         if self.unet is None:
             from tune_a_video_nbs.pipeline import TuneAVideoPipeline
 
@@ -151,7 +167,8 @@ class Ours(Side):
             self.unet.set_progress_bar_config(disable=True)
         return self.unet
 
-    def guided(self, tick, frames, size):
+    def guided(self, tick: Clock, frames: int, size: int) -> None:
+        "Run steps of guided sampling."
         self.pipe()(
             WORDS,
             latents=self.question(frames, size)[0],
@@ -161,7 +178,8 @@ class Ours(Side):
             callback_on_step_end=lambda *_: tick(),
         )
 
-    def inversion(self, tick, frames, size):
+    def inversion(self, tick: Clock, frames: int, size: int) -> None:
+        "Run steps of inversion."
         self.pipe().invert(
             latents=self.question(frames, size)[0],
             prompt="",
@@ -169,7 +187,8 @@ class Ours(Side):
             callback_on_step_end=lambda *_: tick(),
         )
 
-    def tuning(self, tick, frames, size, checkpointing=False):
+    def tuning(self, tick: Clock, frames: int, size: int, checkpointing: bool = False) -> None:
+        "Run steps of tuning."
         clip = torch.randint(256, (frames, 8 * size, 8 * size, 3), dtype=torch.uint8).numpy()
         self.pipe().tune(
             clip,
@@ -183,45 +202,47 @@ class Ours(Side):
 
 
 class Clips:
-    "In place of decord: a clip already in memory, so that the authors' loop waits for no decoder."
+    "Stand in for decord: a clip already in memory, so that the authors' loop waits for no decoder."
 
-    def __init__(self, path, width, height):
+    def __init__(self, path: str, width: int, height: int) -> None:
         self.frames = torch.randint(256, (64, height, width, 3), dtype=torch.uint8)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.frames)
 
-    def get_batch(self, which):
+    def get_batch(self, which: list[int]) -> torch.Tensor:
         return self.frames[which]
 
 
-def without_video_libraries():
-    "What the authors read and write clips with is not timed, so it need not be there."
+def ignore(*args: Any, **kwargs: Any) -> None:
+    "Do nothing."
 
+
+def without_video_libraries() -> None:
+    "Replace what the authors read and write clips with: it is not timed, so it need not be there."
     for name in ("decord", "imageio", "torchvision"):
         sys.modules[name] = ModuleType(name)
-    sys.modules["decord"].VideoReader, sys.modules["decord"].bridge = (
-        Clips,
-        SimpleNamespace(set_bridge=lambda name: None),
-    )
+    vars(sys.modules["decord"]).update(VideoReader=Clips, bridge=SimpleNamespace(set_bridge=ignore))
 
 
 class Theirs(Side):
-    "showlab/Tune-A-Video, from the checkout on PYTHONPATH. Its own functions are called; their progress bars are where we wait."
+    """Run showlab/Tune-A-Video, from the checkout on PYTHONPATH.
 
-    def net(self):
+    Its own functions are called; their progress bars are where we wait."""
+
+    def net(self) -> Any:
         if self.unet is None:
             from tuneavideo.models.unet import UNet3DConditionModel
 
             self.unet = UNet3DConditionModel.from_pretrained(self.folder, subfolder="unet").to(self.device)
         return self.unet
 
-    def pipe(self):
+    def pipe(self) -> Any:
         from diffusers import AutoencoderKL, DDIMScheduler
         from transformers import CLIPTextModel, CLIPTokenizer
         from tuneavideo.pipelines.pipeline_tuneavideo import TuneAVideoPipeline
 
-        def part(kind, name):
+        def part(kind: Any, name: str) -> Any:
             return kind.from_pretrained(str(self.folder), subfolder=name)
 
         pipe = TuneAVideoPipeline(
@@ -234,7 +255,8 @@ class Theirs(Side):
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def guided(self, tick, frames, size):
+    def guided(self, tick: Clock, frames: int, size: int) -> None:
+        "Run steps of guided sampling."
         self.pipe()(
             WORDS,
             video_length=frames,
@@ -246,19 +268,22 @@ class Theirs(Side):
             callback=lambda *_: tick(),
         )
 
-    def inversion(self, tick, frames, size):
+    def inversion(self, tick: Clock, frames: int, size: int) -> None:
+        "Run steps of inversion."
         from tuneavideo import util
 
-        def waiting(steps):
+        def waiting(steps: Iterable[int]) -> Iterator[int]:
             for i in steps:
                 yield i
                 tick()
 
-        pipe, util.tqdm = self.pipe(), waiting
+        pipe = self.pipe()
+        util.tqdm = waiting
         pipe.scheduler.set_timesteps(500)
         util.ddim_inversion(pipe, pipe.scheduler, self.question(frames, size)[0], 500, prompt="")
 
-    def tuning(self, tick, frames, size, checkpointing=False):
+    def tuning(self, tick: Clock, frames: int, size: int, checkpointing: bool = False) -> None:
+        "Run steps of tuning."
         import train_tuneavideo
         from omegaconf import OmegaConf
 
@@ -266,12 +291,16 @@ class Theirs(Side):
         tick.start()  # their script loads the network itself
 
         class Bar:
-            set_description = set_postfix = lambda *_, **__: None
+            set_description = ignore
+            set_postfix = ignore
 
-            def update(*_):
-                return tick()
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                "Take what a progress bar takes."
 
-        train_tuneavideo.tqdm = lambda *_, **__: Bar()
+            def update(self, steps: int = 1) -> None:
+                tick()
+
+        train_tuneavideo.tqdm = Bar
         with tempfile.TemporaryDirectory() as out:
             train_tuneavideo.main(
                 **OmegaConf.create(
@@ -298,15 +327,19 @@ class Theirs(Side):
             )
 
 
-def main(kind, folder, device, threads):
-    replies, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no reply
+def main(kind: str, folder: str, device: str, threads: int) -> None:
+    replies = sys.stdout
+    sys.stdout = sys.stderr  # what libraries print is no reply
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     if threads:
         torch.set_num_threads(threads)
     if kind == "theirs":
         without_video_libraries()
-    side, tick = {"ours": Ours, "theirs": Theirs}[kind](folder, device), Clock(device, replies)
+        side: Side = Theirs(folder, device)
+    else:
+        side = Ours(folder, device)
+    tick = Clock(device, replies)
     tick.tell(ready=True)
     for line in sys.stdin:
         side.run(json.loads(line), tick)

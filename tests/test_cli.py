@@ -524,12 +524,12 @@ def test_the_page_in_a_browser(page, tmp_path):
 
 def test_evaluate_part_by_part(call, monkeypatch):
     "The real command, with one short variant of one clip: a table, a file that any JSON reader takes, and the same again from what was kept."
-    from tune_a_video_nbs import evaluate
+    from tune_a_video_nbs import ablation
 
     few = dict(num_inference_steps=2)
-    for name in list(evaluate.VARIANTS):
-        monkeypatch.delitem(evaluate.VARIANTS, name)
-    monkeypatch.setitem(evaluate.VARIANTS, "short", dict(tune=dict(steps=0), invert=few, sample=few))
+    for name in list(ablation.VARIANTS):
+        monkeypatch.delitem(ablation.VARIANTS, name)
+    monkeypatch.setitem(ablation.VARIANTS, "short", dict(tune=dict(steps=0), invert=few, sample=few))
     code, out, err = call(
         "evaluate", "--ablation", "--clips", 1, "--seeds", 1, "--keep", "parts", "--out", "parts.json"
     )
@@ -542,7 +542,7 @@ def test_evaluate_part_by_part(call, monkeypatch):
     assert {"short", "nothing done"} <= set(saved["columns"]["variant"]) and saved["table"][
         "the exact answer"
     ]["edited"][0] == 1
-    monkeypatch.setattr(evaluate, "ablation_rows", lambda **_: pytest.fail("it was kept, and computed again"))
+    monkeypatch.setattr(ablation, "ablation_rows", lambda **_: pytest.fail("it was kept, and computed again"))
     code, out, _ = call("evaluate", "--ablation", "--clips", 1, "--seeds", 1, "--keep", "parts", "--json")
     assert code == 0 and strict(out)["table"] == saved["table"]
     code, _, err = call("evaluate", "--ablation", "--stills", 8)

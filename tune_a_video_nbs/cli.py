@@ -405,7 +405,8 @@ def evaluate_command(
         raise FileExistsError(f"{out} is a folder: name a .json file")
     if ablation and stills:
         raise ValueError("--stills goes with the other table: leave out --ablation, or ask twice")
-    from tune_a_video_nbs.evaluate import ablation_table, sprite_table, still_scores
+    from tune_a_video_nbs.ablation import ablation_table
+    from tune_a_video_nbs.evaluate import edit_table, still_scores
     from tune_a_video_nbs.ldm import quiet
 
     quiet()
@@ -414,7 +415,7 @@ def evaluate_command(
     else:
         scores = (
             {"stills": dict(n=stills) | still_scores(n=stills, seed=seed)} if stills else {}
-        ) | sprite_table(clips=clips, seed=seed, part=part)
+        ) | edit_table(clips=clips, seed=seed, part=part)
     plain = json.loads(
         json.dumps(scores), parse_constant=lambda _: None
     )  # JSON has no word for the interval of one clip
