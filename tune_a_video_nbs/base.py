@@ -163,6 +163,7 @@ class TuneAVideoBase(
         if file.is_file() and not self.config.settings:
             found = read_json(file)
             self.caption = found.pop("caption", self.caption)
+            self.register_to_config(world=found.pop("world", self.config.world))
             self.update_settings(**found)
 
     def register_to_config(self, **kwargs: Any) -> None:

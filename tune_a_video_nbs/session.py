@@ -31,8 +31,8 @@ from tune_a_video_nbs.choices import (
 )
 from .clips import write_clip
 from .ldm import bundled_models, quiet
+from .outcome import Drawing, Edit, Preview, Tuned, format_scores
 from .pipeline import TuneAVideoPipeline
-from .results import Drawing, Edit, Preview, Tuned, format_scores
 from .tune import StopTuning
 from .worker import Worker
 
