@@ -148,7 +148,8 @@ def test_every_field_is_shown():
 def test_overlapping_checks_leave_no_filter_behind():
     """Two checks that overlap: the first to begin ends first.
 
-    With `warnings.catch_warnings` the second put back the first one's filter, and a warning was an error for good."""
+    B9: with `warnings.catch_warnings` the second put back the first one's filter, and from then on every
+    warning of the process was an error."""
     inside, go_on = threading.Event(), threading.Event()
 
     def slow_check():

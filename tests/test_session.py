@@ -114,7 +114,7 @@ def test_every_part_is_told_and_the_preview_is_a_record(session):
 
 
 def test_the_code_does_what_was_clicked(session, pipe, untuned, tmp_path, monkeypatch):
-    "Run as it stands, in an empty folder: the same weights and the same films, though no preview was looked at."
+    "Run as it stands, in an empty folder: the same weights and films, though no preview was looked at."
     session.press("tune").join()
     session.press("edit").join()
     again = run_program(program_of(session), tmp_path / "again", monkeypatch)
@@ -273,7 +273,7 @@ def slow_reading(monkeypatch):
 
 
 def test_typing_elsewhere_does_not_lose_a_reading(slow_reading):
-    "Found in the browser: the caption was typed while frames were read, and the reading was thrown away as outdated."
+    "Found in the browser: the caption was typed while frames were read, and the reading was thrown away."
     began, go_on = slow_reading
     session = Session()
     thread = session.read_thumbnails()

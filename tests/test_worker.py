@@ -77,7 +77,7 @@ def test_what_is_refused_is_said_field_by_field():
 
 @pytest.mark.parametrize("part", ["problems", "status"])
 def test_a_screen_that_fails_at_the_start_frees_the_lock(part):
-    "B10: the lock was taken, telling failed, there was no thread to free it, and every later press did nothing."
+    "B10: the lock was taken, telling failed, no thread was there to free it; later presses did nothing."
     worker = Worker(fail_on(part))
     with pytest.raises(RuntimeError, match="the widget is closed"):
         worker.start("tune", done)
