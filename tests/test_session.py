@@ -17,6 +17,7 @@ from tune_a_video_nbs.pipeline import TuneAVideoPipeline
 from tune_a_video_nbs.session import Session
 from tune_a_video_nbs.sprites import draw_clip
 from tune_a_video_nbs.tuned import load_tuned
+from tune_a_video_nbs.world import world_of
 
 BLUE = "a blue star is bouncing on the grass"
 NIGHT = "a red star is bouncing on a night sky"
@@ -253,6 +254,13 @@ def test_models_of_no_world_are_judged_by_a_clip_or_say_why_not():
     scores = format_scores(of_the_hub, clip, BLUE, clip, BLUE, "nobody/none")
     assert "no CLIP called 'nobody/none'" in scores["CLIP"]
     assert "CLIP: text" in format_scores(of_the_hub, clip, BLUE, clip, BLUE, "sprites")
+
+
+def test_the_bundled_model_knows_its_world(pipe, tmp_path):
+    "Its settings say so, and what is saved of it goes on saying so."
+    assert world_of(pipe).name == "sprites"
+    pipe.save_pretrained(tmp_path)
+    assert TuneAVideoPipeline.from_pretrained(tmp_path).config.world == "sprites"
 
 
 # Thumbnails

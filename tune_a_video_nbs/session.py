@@ -239,7 +239,7 @@ class Session(Worker):
         return output.frames[0]
 
     def read_thumbnails(self) -> threading.Thread:
-        "Read the chosen frames, small, in a thread of its own. If others are wanted by then, it says nothing."
+        "Read the chosen frames, small, in a thread. If others are wanted by then, it says nothing."
         thread = threading.Thread(target=self.show_thumbnails, args=(self.choices,), daemon=True)
         thread.start()
         return thread

@@ -121,7 +121,7 @@ class Worker:
         self,
         task: Callable[[], str],
     ) -> str:  # in words
-        "Run a job and return how it ended. An error would die with the thread: it becomes the status instead."
+        "Run a job and return how it ended. An error would die with the thread: it becomes the status."
         try:
             return task()
         except Refused as refused:
