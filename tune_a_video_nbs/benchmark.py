@@ -131,7 +131,9 @@ def _draw_edit(
 def processes(
     stacklevel: int = 2,  # of the warning: 2 points at the caller
 ) -> PartialState:
-    "Return which of how many processes this is. Warns where a launcher started one and was asked for several."
+    """Return which of how many processes this is.
+
+    Warns where a launcher started one and was asked for several."""
     long = timedelta(days=30)  # the first that is done waits for the others, however long they take
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=long)
     if state.num_processes == 1 and {"MASTER_ADDR", "ACCELERATE_USE_CPU"} <= os.environ.keys():
@@ -196,7 +198,8 @@ def _model_side(pipe: Any) -> int:
 
 
 def _ready_pipe(model: str, pipe: Any, device: str | torch.device | None, state: PartialState) -> Any:
-    "Return the pipeline where it should work; one that was given stays where it is, unless a device is named."
+    """Return the pipeline where it should work; one that was given stays where it is, unless a device is
+    named."""
     if pipe is None:
         pipe = TuneAVideoPipeline.from_pretrained(model)
         device = device or state.device
@@ -224,7 +227,8 @@ def run_benchmark(
 ) -> list[dict[str, Any]]:  # a row for each edit
     """Tune, invert, edit, score, for every clip and prompt that is not done yet.
 
-    A job that fails is recorded, and the rest go on. Raises `InputError` on settings that are not those of the folder."""
+    A job that fails is recorded, and the rest go on. Raises `InputError` on settings that are not those of
+    the folder."""
     state = processes(stacklevel=3)
     out = Path(out)
     check_folder(out)
@@ -251,7 +255,9 @@ def run_benchmark(
 def _run_share(
     run: _Run, entries: list[Entry], state: PartialState, missing: Sequence[str], progress: bool
 ) -> None:
-    "Do what is this process's of the jobs that are left. A run that is stopped leaves a page of what is done."
+    """Do what is this process's of the jobs that are left.
+
+    A run that is stopped leaves a page of what is done."""
     left = _jobs_left(entries, run.out)
     state.wait_for_everyone()  # all look before anyone writes, so that all see the same
     alone = state.num_processes == 1

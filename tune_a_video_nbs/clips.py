@@ -67,7 +67,9 @@ def _frames(
     start: int,  # number of a frame; earlier ones may be left out
     problems: list[str],  # takes what is damaged
 ) -> Generator[tuple[int, Frame], None, None]:
-    "Yield numbered frames. Raises `InputError` on another size, and at the end if a part was damaged or if there are none."
+    """Yield numbered frames.
+
+    Raises `InputError` on another size, and at the end if a part was damaged or if there are none."""
     size: tuple[int, int] | None = None
     sound = 0
     with closing(_source(path, since, start, problems)) as source:
@@ -135,7 +137,8 @@ def _read_by_time(
         if there:
             advice = f"at most {there}"
         raise InputError(
-            f"{path.name} lasts {float(shown.end):.2f} s: from {float(since):g} s on it has {there} frames at "
+            f"{path.name} lasts {float(shown.end):.2f} s: from {float(since):g} s on "
+            f"it has {there} frames at "
             f"{float(fps):g} a second; {num_frames or 'all'} were asked: ask for {advice}"
         )
     wanted = num_frames or there
@@ -227,7 +230,8 @@ def read_clip(
     fps: float | None = None,  # instead of `stride`: what is on the screen so many times a second
     start_time: float = 0,  # with `fps`, instead of `start`: where to begin, in seconds
 ) -> np.ndarray:  # uint8 (f, h, w, 3)
-    """Read a clip upright, aspect ratio kept. Raises `MissingFileError`, `PermissionError`, or `InputError` on what is not
+    """Read a clip upright, aspect ratio kept. Raises `MissingFileError`, `PermissionError`, or
+    `InputError` on what is not
     the clip asked for. Warns of a damaged film if the frames asked for came before the damage."""
     path = Path(path)
     size = _height_width(size)

@@ -6,11 +6,14 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/errors.html.md"""
 
 # %% auto #0
 __all__ = ['TuneAVideoError', 'InputError', 'InputTypeError', 'MissingFileError', 'ExistingFileError', 'FileAccessError',
-           'MissingPackageError', 'DivergedError', 'TuneAVideoWarning', 'warn']
+           'MissingPackageError', 'DivergedError', 'TuneAVideoWarning', 'warn', 'collect_warnings']
 
 # %% ../nbs/80_errors.ipynb #err-imports
 import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 # %% ../nbs/80_errors.ipynb #err-classes
 class TuneAVideoError(Exception):
@@ -49,10 +52,19 @@ class TuneAVideoWarning(UserWarning):
     "What this library warns of: `warnings.filterwarnings(..., category=TuneAVideoWarning)` finds just that."
 
 # %% ../nbs/80_errors.ipynb #err-warn
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
 def warn(
     message: str,  # what was seen, and what to do
 ) -> None:
-    "Warn at the line that called this library, from however deep within it, diffusers or torch."
+    """Warn at the line that called this library, from however deep within it, diffusers or torch.
+
+    Within `collect_warnings` the message is collected instead."""
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(message)
+        return
     passed_over = {"tune_a_video_nbs", "diffusers", "torch"}
     stacklevel = 2  # 1 would be this function
     for caller in inspect.stack(context=0)[1:]:
@@ -61,3 +73,14 @@ def warn(
             break
         stacklevel += 1
     warnings.warn(message, TuneAVideoWarning, stacklevel=stacklevel)
+
+# %% ../nbs/80_errors.ipynb #err-collect
+@contextmanager
+def collect_warnings() -> Iterator[list[str]]:  # the messages so far; it grows
+    "Collect what `warn` is given in this thread, in place of warning. No other thread is affected."
+    collected: list[str] = []
+    token = _collected.set(collected)
+    try:
+        yield collected
+    finally:
+        _collected.reset(token)

@@ -108,7 +108,9 @@ def save_json(
     value: Any,  # what JSON can hold
     indent: int | None = 1,  # spaces a level; `None` writes one line
 ) -> Path:  # `path`
-    "Write a JSON file, whole or not at all. Raises `InputError` on a number that JSON has no word for (NaN, infinity)."
+    """Write a JSON file, whole or not at all.
+
+    Raises `InputError` on a number that JSON has no word for (NaN, infinity)."""
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -127,7 +129,9 @@ def append_line(
     path: str | Path,  # a text file; it is made if it is not there
     text: str,  # one line, without its end
 ) -> None:
-    "Append a line, in one write, and see it to the disk. Raises `FileAccessError` if only a part of it was written."
+    """Append a line, in one write, and see it to the disk.
+
+    Raises `FileAccessError` if only a part of it was written."""
     path = Path(path)
     with open(path, "a+b", buffering=0) as file:
         is_torn = False
@@ -165,7 +169,8 @@ def check_free(
 def whole_folder(
     out: str | Path,  # where the whole folder appears at once
 ) -> Iterator[Path]:  # a hidden folder beside it, to fill
-    "Give a hidden folder that becomes `out` at the end of the block; after an error no trace is left, parents included."
+    """Give a hidden folder that becomes `out` at the end of the block; after an error no trace is left,
+    parents included."""
     out = check_free(out).absolute()
     part = out.with_name(f".{out.name}.part-{_host_name()}-{os.getpid()}")
     new_parents = [p for p in part.parents if not p.exists()]

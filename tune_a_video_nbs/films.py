@@ -55,7 +55,9 @@ def video_stream(
     container: av.container.InputContainer,
     path: Path,  # for the message
 ) -> av.VideoStream:
-    "Return the first stream that is a film, and not the cover of a song. Raises `InputError` if there is none."
+    """Return the first stream that is a film, and not the cover of a song.
+
+    Raises `InputError` if there is none."""
     for stream in container.streams.video:
         if not stream.disposition & NO_FILM:
             return stream
@@ -236,7 +238,8 @@ def film_frames(
     since: Fraction,  # seconds; earlier frames may be left out
     problems: list[str],  # takes a line for each damage that is found
 ) -> Generator[Frame, None, None]:
-    "Yield the frames of a film from a key frame before `since`, or from the first one where that is not possible."
+    """Yield the frames of a film from a key frame before `since`, or from the first one where that is not
+    possible."""
     if since:
         with closing(_frames_from(path, since, problems)) as frames:
             first = next(frames, None)

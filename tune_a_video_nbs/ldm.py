@@ -101,7 +101,8 @@ def check_parts(
     index: dict[str, Any],  # its model_index.json
     given: dict[str, Any],  # parts that need not be there
 ) -> None:
-    "Raise `InputError` on what is no Stable Diffusion, or lacks a part (transformers invents a missing tokenizer)."
+    """Raise `InputError` on what is no Stable Diffusion, or lacks a part (transformers invents a missing
+    tokenizer)."""
     for part in PARTS:
         named = (index.get(part) or [None])[0]
         if named is None and part not in given:

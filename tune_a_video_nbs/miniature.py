@@ -64,7 +64,8 @@ def vae_loss(
 ) -> Tensor:  # scalar
     """Return the autoencoder's loss.
 
-    Weighted L1 and squared error, L1 of the differences between neighbours, a small KL to a standard normal, and
+    Weighted L1 and squared error, L1 of the differences between neighbours, a small KL to a standard
+    normal, and
     `presence` in the first channel."""
     moments = vae.encode(x).latent_dist
     z = moments.mean + moments.std * torch.randn(moments.mean.shape, generator=generator)
@@ -201,7 +202,8 @@ def train_unet(
     seed: int = 0,
     world: World | str = "sprites",
 ) -> Path:  # the finished model's folder, named after the world
-    "Train text encoder and UNet on the latents of `folder/vae`, save the pipeline; resumes from `folder/unet.ckpt`."
+    """Train text encoder and UNet on the latents of `folder/vae`, save the pipeline; resumes from
+    `folder/unet.ckpt`."""
     folder = Path(folder)
     generator = torch.Generator().manual_seed(seed)
     tokenizer = kept_tokenizer(folder, world)
@@ -252,7 +254,8 @@ def save_miniature(
     pipe: StableDiffusionPipeline,  # its text encoder in float32: transformers would load halves as halves
     world: str,  # the name of the world that it was trained on
 ) -> Path:  # `folder/world`
-    "Save a model in diffusers' layout, and the name of its world in `settings.json`, which diffusers does not read."
+    """Save a model in diffusers' layout, and the name of its world in `settings.json`, which diffusers does
+    not read."""
     out = Path(folder) / world
     pipe.save_pretrained(out, safe_serialization=True)
     config = json.loads((out / "vae/config.json").read_text("utf-8"))

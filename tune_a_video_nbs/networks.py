@@ -22,7 +22,8 @@ from .world import World, get_world
 
 # %% ../nbs/88_networks.ipynb #dbe2246c
 def build_vae() -> AutoencoderKL:
-    "Return a new autoencoder, from 64x64 pixels to 4 channels of 8x8: Stable Diffusion's eightfold reduction."
+    """Return a new autoencoder, from 64x64 pixels to 4 channels of 8x8: Stable Diffusion's eightfold
+    reduction."""
     vae = AutoencoderKL(
         block_out_channels=(16, 32, 64, 64),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -43,7 +44,8 @@ TOKENS = 20  # the longest caption has 15 words; one place each for start and en
 
 
 def build_tokenizer(world: World | str = "sprites") -> CLIPTokenizer:
-    "Return a CLIP tokenizer whose byte-pair merges are learned from a world's captions: each word is one token."
+    """Return a CLIP tokenizer whose byte-pair merges are learned from a world's captions: each word is one
+    token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     captions = get_world(world).captions(4000, torch.Generator().manual_seed(0))
@@ -73,7 +75,8 @@ def kept_tokenizer(
     folder: str | Path,  # keeps it, in `folder/tokenizer`
     world: World | str = "sprites",
 ) -> CLIPTokenizer:
-    "Return the tokenizer that `folder` keeps, built at the first call: built again, it may number words otherwise."
+    """Return the tokenizer that `folder` keeps, built at the first call: built again, it may number words
+    otherwise."""
     path = Path(folder) / "tokenizer"
     if not path.is_dir():
         with whole_folder(path) as part:

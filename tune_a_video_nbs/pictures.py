@@ -26,7 +26,9 @@ from .films import Frame
 def as_uint8(
     x: Any,  # picture or clip, (..., h, w, 3) or (..., h, w, 1): numpy, torch or PIL, or a list of them
 ) -> np.ndarray:  # uint8 (..., h, w, 3)
-    "Return pictures as bytes. Takes uint8, or float in [0, 1]; raises `InputTypeError` or `InputError` with what it was given."
+    """Return pictures as bytes.
+
+    Takes uint8, or float in [0, 1]; raises `InputTypeError` or `InputError` with what it was given."""
     if isinstance(x, (list, tuple)):
         return stack_pictures([as_uint8(one) for one in x])
     if isinstance(x, torch.Tensor):
@@ -112,7 +114,9 @@ def _natural_order(path: Path) -> list[tuple[str, int]]:
 def folder_frames(
     path: Path,
 ) -> Generator[Frame, None, None]:
-    "Yield the pictures in a folder, each turned as its camera noted. Raises `InputError` on one that cannot be read."
+    """Yield the pictures in a folder, each turned as its camera noted.
+
+    Raises `InputError` on one that cannot be read."""
     pictures = [p for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
     for picture in sorted(pictures, key=_natural_order):
         try:

@@ -56,7 +56,8 @@ def world_metric(world: World) -> Metric:
 def default_metrics(
     world: World | None,  # of the model, as `world_of`
 ) -> dict[str, Metric]:
-    "Return what is scored if nothing else is asked for: exact scores where there are any, and `psnr_to_source`."
+    """Return what is scored if nothing else is asked for: exact scores where there are any, and
+    `psnr_to_source`."""
     metrics: dict[str, Metric] = {} if world is None else {world.name: world_metric(world)}
     return metrics | dict(psnr_to_source=psnr_to_source)
 

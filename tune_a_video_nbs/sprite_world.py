@@ -1,4 +1,4 @@
-"""Clips to edit, prompts for them, and the score of every answer: all that the rest of the book asks of the sprites.
+"""Clips to edit, prompts for them, and scores: all that the rest of the book asks of the sprites.
 
 Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/sprite_world.html.md"""
 

@@ -1,4 +1,4 @@
-"""Eight shapes, eight colours, eight places, eight motions: a world drawn by code, so every edit has an exact right answer.
+"""Eight shapes, colours, places and motions, drawn by code: every edit has an exact right answer.
 
 Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/sprites.html.md"""
 

@@ -116,7 +116,9 @@ def write_clip(
     clip: Any,  # (f, h, w, 3), uint8 or float in [0, 1]
     fps: float = 8,  # frames a second
 ) -> Path:  # where it is
-    "Write a clip, whole or not at all. Raises `InputError` on another suffix, `ExistingFileError` on a folder that is not empty."
+    """Write a clip, whole or not at all.
+
+    Raises `InputError` on another suffix, `ExistingFileError` on a folder that is not empty."""
     path = Path(path)
     clip = as_clip(clip)
     if not path.suffix:

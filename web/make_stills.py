@@ -1,9 +1,9 @@
-"""Write `nbs/images/studio-*.png`, the stills of chapter 62: the app in a real browser, state by state.
+"""Write `nbs/images/studio-*.png`, the stills of chapter 69: the app in a real browser, state by state.
 
     python web/make_stills.py
 
 Needs Chromium and Voilà, as `tests/test_studio.py` does. Then run the chapter again
-(`tests/run_notebooks.py nbs/62_studio.ipynb`), which keeps them in its outputs."""
+(`tests/run_notebooks.py nbs/69_studio.ipynb`), which keeps them in its outputs."""
 
 import sys
 import tempfile
@@ -49,7 +49,8 @@ def take_still(tab: browser.Browser, name: str, element: str = APP) -> None:
     path = OUT / f"studio-{name}.png"
     tab.picture(path, element=element)
     picture = Image.open(path).convert("RGB")
-    picture = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    dithering = Image.Dither.NONE
+    picture = picture.quantize(COLOURS, Image.Quantize.MEDIANCUT, kmeans=2, dither=dithering)
     picture.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 
