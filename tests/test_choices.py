@@ -33,9 +33,9 @@ def pipe():
 @pytest.mark.parametrize(
     "name, text",
     [
-        ("num_frames", "1"),
-        ("num_frames", ""),
-        ("num_frames", "8.5"),
+        ("frames", "1"),
+        ("frames", ""),
+        ("frames", "8.5"),
         ("start", "-1"),
         ("stride", "0"),
         ("steps", "-5"),
@@ -63,7 +63,7 @@ def test_nothing_is_allowed_where_the_model_knows():
     assert [check_number(name, " ") for name in optional] == [None] * 5
     assert check_number("lr", "5e-4") == 5e-4
     assert check_number("guidance_scale", "0") == 0
-    assert check_number("num_frames", " 8 ") == 8
+    assert check_number("frames", " 8 ") == 8
 
 
 def test_a_bounded_widget_would_say_nothing():
@@ -103,7 +103,7 @@ def test_words_are_missed_without_a_model_too():
 def test_a_clip_that_cannot_be_blames_its_field(tmp_path):
     (tmp_path / "notes.mp4").write_text("no film")
     wrong = [
-        (Choices(num_frames="99"), "num_frames"),
+        (Choices(frames="99"), "frames"),
         (Choices(clip=str(tmp_path / "none.mp4")), "clip"),
         (Choices(clip=str(tmp_path / "notes.mp4")), "clip"),
     ]

@@ -22,7 +22,7 @@ from tune_a_video_nbs.world import world_of
 BLUE = "a blue star is bouncing on the grass"
 NIGHT = "a red star is bouncing on a night sky"
 QUICK = Choices(
-    num_frames="3", steps="3", preview_every="2", num_inference_steps="2", prompts=f"{BLUE}\n{NIGHT}"
+    frames="3", steps="3", preview_every="2", num_inference_steps="2", prompts=f"{BLUE}\n{NIGHT}"
 )
 
 
@@ -297,7 +297,7 @@ def test_a_reading_of_other_frames_is_outdated(slow_reading):
     session = Session()
     thread = session.read_thumbnails()
     assert began.wait(10)
-    session.choices = Choices(num_frames="4")
+    session.choices = Choices(frames="4")
     go_on.set()
     thread.join(10)
     assert not thread.is_alive()

@@ -52,7 +52,7 @@ def test_spaces_around_what_was_typed_do_not_count(app):
 
 
 def test_what_is_wrong_stands_beside_its_field(app):
-    note, box = app.notes["num_frames"], app.boxes["num_frames"]
+    note, box = app.notes["frames"], app.boxes["frames"]
     box.value = "99"
     until(lambda: app.session.problems and "99 were asked" in note.value)
     assert note.layout.display is None
@@ -61,12 +61,12 @@ def test_what_is_wrong_stands_beside_its_field(app):
     until(lambda: app.session.thumbnails is not None and not app.session.problems)
     until(lambda: note.layout.display == "none")
     assert "tav-bad" not in box._dom_classes
-    assert app.session.choices.num_frames == "4"
+    assert app.session.choices.frames == "4"
 
 
 def test_markup_typed_in_is_text(app):
-    app.boxes["num_frames"].value = "<b>"
-    until(lambda: "&lt;b&gt;" in app.notes["num_frames"].value)
+    app.boxes["frames"].value = "<b>"
+    until(lambda: "&lt;b&gt;" in app.notes["frames"].value)
 
 
 def test_an_upload_is_kept_and_chosen(app, tmp_path):

@@ -40,7 +40,7 @@ class Choices:
     clip: str = "sample"  # the shipped one; or a file or folder, as `read_clip`
     caption: str = "a red star is bouncing on the grass"
     base: str = "sprites"  # a bundled model, a folder, or a Hub name
-    num_frames: str = "8"
+    frames: str = "8"
     start: str = "0"
     stride: str = "1"
     size: str = ""  # side of the square cut from the middle, in pixels
@@ -85,7 +85,7 @@ class NumberRule:
 
 
 RULES = {
-    "num_frames": NumberRule(int, 2, 10_000),
+    "frames": NumberRule(int, 2, 10_000),
     "start": NumberRule(int, 0, 10**9),
     "stride": NumberRule(int, 1, 10**6),
     "size": NumberRule(int, 8, 10_000, is_optional=True),
@@ -183,7 +183,7 @@ def find_problems(
     return problems
 
 # %% ../nbs/64_choices.ipynb #20a0001b
-READ_FROM = ("clip", "num_frames", "start", "stride", "size")  # what decides which pixels are read
+READ_FROM = ("clip", "frames", "start", "stride", "size")  # what decides which pixels are read
 
 
 class Refused(InputError):
@@ -203,14 +203,14 @@ def read_choice(
 ) -> np.ndarray:  # uint8 (f, h, w, 3)
     "Read the chosen frames. Raises `Refused`, naming the field that is to blame."
     path = SAMPLE if choices.clip == "sample" else choices.clip
-    num_frames, start, stride = (
-        check_number(name, getattr(choices, name)) for name in ("num_frames", "start", "stride")
+    frames, start, stride = (
+        check_number(name, getattr(choices, name)) for name in ("frames", "start", "stride")
     )
     try:
-        return read_clip(path, num_frames, side, start, stride)
+        return read_clip(path, frames, side, start, stride)
     except (OSError, ValueError) as error:
         message = str(error)
-        blamed = "num_frames" if "were asked" in message else "clip"  # how `read_clip` says: too few
+        blamed = "frames" if "were asked" in message else "clip"  # how `read_clip` says: too few
         raise Refused({blamed: message}) from error
 
 # %% ../nbs/64_choices.ipynb #20a0001c

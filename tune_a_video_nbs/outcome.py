@@ -101,7 +101,7 @@ import torch
 {imports}from tune_a_video_nbs.clips import read_clip, write_clip
 from tune_a_video_nbs.pipeline import TuneAVideoPipeline
 
-clip = read_clip({clip}, {num_frames}, {side}, start={start}, stride={stride})
+clip = read_clip({clip}, {frames}, {side}, start={start}, stride={stride})
 pipe = TuneAVideoPipeline.from_pretrained({base!r}).to({device!r}, {dtype})
 pipe.tune(clip, {caption!r},
           steps={steps}, lr={lr}, generator=torch.Generator().manual_seed({seed}))

@@ -39,7 +39,7 @@ from .worker import Worker
 # %% ../nbs/67_session.ipynb #5e55000a
 PREVIEW_STEPS = 8  # of inversion, and of sampling, for a preview
 THUMBNAIL_SIDE = 96  # pixels
-LEARNED_FROM = ("clip", "caption", "base", "num_frames", "start", "stride", "size")  # what an edit shares
+LEARNED_FROM = ("clip", "caption", "base", "frames", "start", "stride", "size")  # what an edit shares
 
 
 class Session(Worker):

@@ -36,7 +36,7 @@ FIELDS = {
     "clip": Field("Clip: sample, a file, or a folder of pictures", "600px"),
     "caption": Field("What it shows", "100%"),
     "base": Field("Base: a bundled model, a folder, or a Hub name", "330px"),
-    "num_frames": Field("Frames"),
+    "frames": Field("Frames"),
     "start": Field("First frame"),
     "stride": Field("Take every"),
     "size": Field("Side, in pixels"),
@@ -149,7 +149,7 @@ class Studio(widgets.VBox):
         "Return three cards: the clip, the learning, the words."
         clip = [_row([self.boxes["clip"], self.upload]), self.notes["clip"]]
         clip += self.rows("caption")
-        clip += self.rows("base", "num_frames", "start", "stride", "size")
+        clip += self.rows("base", "frames", "start", "stride", "size")
         clip.append(self.thumbnails)
         tune = self.rows("steps", "lr", "seed", "preview_every")
         tune.append(self.bars["tune"].row())
