@@ -171,17 +171,17 @@ def print_plan(
     tell_waiting("counting")
     import torch
 
-    from tune_a_video_nbs.memory import plan
+    from tune_a_video_nbs.plan import plan
 
     planned = plan(model, frames, size, gpu, getattr(torch, precision))
     if not as_json:
         print(planned)
         return
     jobs = {}
-    for job, switches in planned.ways.items():
+    for job, switches in planned.options.items():
         fits = switches is not None
-        most = frames if fits else planned.most[job]
-        needed = round(planned.need[job], 2)
+        most = frames if fits else planned.frames_that_fit[job]
+        needed = round(planned.needed_gb[job], 2)
         jobs[job] = {"fits": fits, "switches": switches, "gb": needed, "frames_that_fit": most}
     asked = {"model": planned.model, "frames": frames, "size": size, "gpu_gb": gpu, "precision": precision}
     print_json(asked | {"jobs": jobs})
