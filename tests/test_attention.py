@@ -1,4 +1,4 @@
-"The attention of chapter 11 inside an inflated network: what the chapter itself cannot show, as it comes before inflation."
+"The attention of chapter 11, alone and inside an inflated network, which comes after that chapter."
 
 import json
 from pathlib import Path
@@ -10,13 +10,20 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from safetensors.torch import load_file
 
 from tune_a_video_nbs.attention import (
+    FRAME_CHOICES,
     SparseCausalAttention,
     TemporalAttention,
     add_frame_positions,
-    frames_seen,
+    attend,
+    attended_frames,
+    attention_map,
+    first_and_previous,
+    parse_frames,
     set_frames,
+    split_heads,
 )
 from tune_a_video_nbs.ddpm import alphas_cumprod, linear_schedule
+from tune_a_video_nbs.errors import InputError
 from tune_a_video_nbs.inflate import inflate
 from tune_a_video_nbs.tune import trainable_names, tune
 from tune_a_video_nbs.tuned import load_tuned, save_tuned
@@ -103,7 +110,7 @@ def test_the_choice_of_frames_reaches_the_whole_network(unet, which):
     set_frames(unet, which)
     assert unet.config.keys_from == which
     hears = torch.eye(F) + torch.tensor(
-        [[float(j in row) for j in range(F)] for row in frames_seen(which, F)]
+        [[float(j in row) for j in range(F)] for row in attended_frames(which, F)]
     )
     hears = torch.linalg.matrix_power(hears, F) > 0
     x = clip()
@@ -201,6 +208,57 @@ def test_other_precisions(dtype):
             layer.frame_positions.weight.dtype == dtype
             and layer(torch.randn(6, 4, 16, dtype=dtype), num_frames=6).dtype == dtype
         )
+
+
+@pytest.mark.parametrize(
+    "which", ["last", "", [], (), ["first", "last"], [0.5], [True], [[0]], 1, None, {"first"}]
+)
+def test_frames_that_nobody_knows(which):
+    for refused in (
+        lambda: parse_frames(which, 4),
+        lambda: SparseCausalAttention(query_dim=8, keys_from=which),
+    ):
+        with pytest.raises(InputError, match="keys come from .*; use one of"):
+            refused()
+
+
+def test_rules_as_numbers():
+    assert parse_frames("both", 3) == ["first", "previous"]
+    assert parse_frames("all", 3) == parse_frames(range(3), 3) == [0, 1, 2]
+    for f in (1, 2, 5):
+        assert attended_frames("both", f) == first_and_previous(f).tolist()
+        assert attended_frames("next", f) == [[min(i + 1, f - 1)] for i in range(f)]
+        assert attended_frames([-2, 0, "own"], f) == [[max(i - 2, 0), 0, i] for i in range(f)]
+    with pytest.raises(InputError, match="keys come from frame 4, but this clip's last frame is 3"):
+        attended_frames([0, 4], 4)
+
+
+@pytest.mark.parametrize("which", [*FRAME_CHOICES, [0, -1, "own"], [0, -1, -2], [5, 2], ["next", 0]], ids=str)
+def test_fetching_is_attention_under_a_mask(which):
+    g = torch.Generator().manual_seed(0)
+    layer = SparseCausalAttention(query_dim=16, heads=2, dim_head=8, keys_from=which)
+    x = torch.randn(7, 3, 16, generator=g)
+    sees = torch.tensor([[j in row for j in range(7)] for row in attended_frames(which, 7)])
+    bias = torch.zeros(21, 21).masked_fill(~sees.repeat_interleave(3, 0).repeat_interleave(3, 1), -torch.inf)
+    q, k, v = (split_heads(to(x.reshape(1, 21, 16)), 2) for to in (layer.to_q, layer.to_k, layer.to_v))
+    want = layer.to_out[0](attend(q, k, v, bias).transpose(1, 2).reshape(7, 3, 16))
+    assert (layer(x, num_frames=7) - want).abs().max() < 1e-5
+    for place in (0, 2):
+        seen = attention_map(layer, x, 4, place, num_frames=7)
+        assert seen.shape == (2, 7, 3) and torch.allclose(seen.sum((1, 2)), torch.ones(2))
+        assert ((seen > 0).all(2) == sees[4]).all()
+
+
+def test_a_layer_alone_serves_two_threads():
+    "The number of frames is an argument of each call: the layer keeps none."
+    for kind in (SparseCausalAttention, TemporalAttention):
+        layer = kind(query_dim=16, heads=2, dim_head=8).requires_grad_(False)
+        x = torch.randn(12, 4, 16, generator=torch.Generator().manual_seed(0))
+        want = {f: layer(x, num_frames=f) for f in (2, 3, 4)}
+        for f in (2, 4, 3, 2):
+            assert layer(x, num_frames=f).equal(want[f])
+        with pytest.raises(TypeError, match="num_frames"):
+            layer(x)
 
 
 def test_state_dict_keys_are_the_authors():

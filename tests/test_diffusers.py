@@ -104,6 +104,30 @@ def test_from_pipe_takes_our_own(pipe):
     assert torch.equal(draw(again), draw(pipe))
 
 
+def test_an_image_pipeline_takes_a_tuned_network(pipe):
+    "The other way: diffusers' own pipeline draws stills with what was tuned."
+    from tune_a_video_nbs.inflate import deflate
+
+    pipe.tune(clip(), RED, lr=1e-3)
+    image = StableDiffusionPipeline.from_pipe(
+        pipe,
+        unet=deflate(pipe.unet),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    image.set_progress_bar_config(disable=True)
+    z = torch.randn(1, 4, 8, 8, generator=rng())
+    how = {"guidance_scale": 3.0, "num_inference_steps": 3, "output_type": "latent"}
+    still = image(BLUE, latents=z, height=16, width=16, **how).images
+    for layer in pipe.unet.modules():
+        if type(layer).__name__ == "TemporalAttention":
+            torch.nn.init.zeros_(layer.to_out[0].weight)
+            torch.nn.init.zeros_(layer.to_out[0].bias)
+    ours = pipe(BLUE, latents=z[:, :, None], **how).frames[:, :, 0]
+    assert (still - ours).abs().max() < 1e-4 * ours.abs().max()
+
+
 def test_settings_travel_in_the_index(folders, tmp_path):
     "B6, B7: they stood in a file of their own, which neither push_to_hub nor a Hub model had."
     pipe = load(folders["sd1"])

@@ -1,22 +1,34 @@
-"What chapter 12 claims of its one network, for all three families of Stable Diffusion; compiling; and folders of other makes."
+"What chapter 12 claims of its one network, for all three families of Stable Diffusion; threads; compiling."
 
+import copy
 import json
-import pickle
 import shutil
 import sysconfig
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNet3DConditionModel
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from einops import repeat
-from safetensors.torch import load_file, save_file
 from small_nets import SHAPES, conditions, only_clip, randomise, small_unet
 
-from tune_a_video_nbs.inflate import FRAME_NORMS, VideoTransformerBlock, VideoUNet, inflate
+from tune_a_video_nbs.authors import load_video_unet
+from tune_a_video_nbs.errors import InputError
+from tune_a_video_nbs.inflate import (
+    BLOCKS,
+    FRAME_NORMS,
+    VideoTransformerBlock,
+    VideoUNet,
+    inflate,
+    replace_blocks,
+)
+from tune_a_video_nbs.ldm import DTYPE_ARGUMENT
 
 HERE = Path(__file__).parent / "parity"
 T = torch.tensor([10, 700])
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 both = pytest.mark.parametrize("frame_norm", FRAME_NORMS)
 
 
@@ -131,14 +143,13 @@ def test_saved_and_loaded(image, frame_norm, tmp_path):
     cond, x = conditions(net, 2, g), torch.randn(2, 4, 3, 8, 8, generator=g)
     net.save_pretrained(tmp_path / "video")
     image.save_pretrained(tmp_path / "sd" / "unet")
-    loaded, fresh = (
-        VideoUNet.from_pretrained(tmp_path / "video"),
-        VideoUNet.from_pretrained(tmp_path / "sd", subfolder="unet", frame_norm=frame_norm),
-    )
+    loaded = VideoUNet.from_pretrained(tmp_path / "video")
+    fresh = load_video_unet(tmp_path / "sd", frame_norm=frame_norm)
     assert loaded.config.frame_norm == fresh.config.frame_norm == frame_norm
     assert predict(loaded, x, cond).equal(predict(net, x, cond))
     assert predict(fresh, x, cond).equal(predict(inflate(image, frame_norm), x, cond))
-    assert VideoUNet.from_pretrained(tmp_path / "video", torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    half = VideoUNet.from_pretrained(tmp_path / "video", **{DTYPE_ARGUMENT: torch.bfloat16})
+    assert half.dtype == torch.bfloat16
 
 
 def compilable(frame_norm):
@@ -150,22 +161,23 @@ def compilable(frame_norm):
         mid_block_type=None,
     )
     net, g = awake(image, frame_norm), rng()
-    clips = [(conditions(net, 2, g), torch.randn(2, 4, f, 8, 8, generator=g)) for f in (3, 2)]
+    b = 1 if frame_norm == "shared" else 2  # with 2, each clip would be a graph of its own
+    clips = [(conditions(net, b, g), torch.randn(b, 4, f, 8, 8, generator=g)) for f in (3, 2)]
     torch._dynamo.reset()
-    return net, clips, [predict(net, x, cond) for cond, x in clips]
+    return net, clips, [predict(net, x, cond, 500) for cond, x in clips]
 
 
 @both
 def test_compiled_whole(frame_norm):
-    "The whole network is one graph (`fullgraph`), and no clip's length is baked into it. Needs no C++ compiler."
+    "The whole network is one graph (`fullgraph`), and no clip's length is baked into it."
     net, clips, want = compilable(frame_norm)
     run = torch.compile(net, fullgraph=True, backend="aot_eager")
     for (cond, x), eps in zip(clips, want):
-        assert (predict(run, x, cond) - eps).abs().max() < 1e-5
+        assert (predict(run, x, cond, 500) - eps).abs().max() < 1e-5
 
 
 def test_compiled_blocks():
-    "diffusers' own short cut, through to machine code: the blocks are compiled, and read each clip's length anew."
+    "diffusers' own short cut, through to machine code: compiled blocks read each clip's length anew."
     compiler, header = (
         shutil.which("g++") or shutil.which("clang++"),
         Path(sysconfig.get_path("include")) / "Python.h",
@@ -175,11 +187,11 @@ def test_compiled_blocks():
     net, clips, want = compilable("per_frame")
     net.compile_repeated_blocks(fullgraph=True)
     for (cond, x), eps in zip(clips, want):
-        assert (predict(net, x, cond) - eps).abs().max() < 1e-5
+        assert (predict(net, x, cond, 500) - eps).abs().max() < 1e-5
 
 
 def test_a_level_that_reads_text_only_keeps_its_attention():
-    "Upscalers have levels with `only_cross_attention`: no self-attention, so nothing to replace; the temporal layer still comes."
+    "Upscalers have levels with `only_cross_attention`: nothing to replace, but a temporal layer to add."
     image = small_unet(only_cross_attention=[True, False])
     net, g = inflate(image), rng()
     cond, x = conditions(image, 2, g), torch.randn(2, 4, 8, 8, generator=g)
@@ -190,7 +202,7 @@ def test_a_level_that_reads_text_only_keeps_its_attention():
 
 
 def test_other_conditions_go_to_their_own_clip():
-    "Class labels and text masks are given per clip; repeated the wrong way round they would reach another clip's frames."
+    "Class labels and text masks, repeated the wrong way round, would reach another clip's frames."
     image = small_unet(num_class_embeds=7)
     net, g = awake(image, "per_frame"), rng()
     cond, x = conditions(net, 2, g), torch.randn(2, 4, 3, 8, 8, generator=g)
@@ -236,180 +248,299 @@ def test_conditions_of_another_model():
         predict(net, x, cond | dict(added_cond_kwargs=added | dict(text_embeds=added["text_embeds"][:1])))
 
 
-# ---- the authors' folders
-
-THEIRS = dict(  # as their code writes it; what their oldest folders leave out is `LEFT_OUT`
-    _class_name="UNet3DConditionModel",
-    _diffusers_version="0.11.1",
-    _name_or_path="./checkpoints/small",
-    act_fn="silu",
-    attention_head_dim=8,
-    block_out_channels=[32, 64],
-    center_input_sample=False,
-    class_embed_type=None,
-    cross_attention_dim=32,
-    down_block_types=["CrossAttnDownBlock3D", "DownBlock3D"],
-    downsample_padding=1,
-    dual_cross_attention=False,
-    flip_sin_to_cos=True,
-    freq_shift=0,
-    in_channels=4,
-    layers_per_block=1,
-    mid_block_scale_factor=1,
-    mid_block_type="UNetMidBlock3DCrossAttn",
-    norm_eps=1e-5,
-    norm_num_groups=8,
-    num_class_embeds=None,
-    only_cross_attention=False,
-    out_channels=4,
-    resnet_time_scale_shift="default",
-    sample_size=16,
-    up_block_types=["UpBlock3D", "CrossAttnUpBlock3D"],
-    upcast_attention=False,
-    use_linear_projection=False,
-)
-LEFT_OUT = (
-    "mid_block_type",
-    "class_embed_type",
-    "dual_cross_attention",
-    "num_class_embeds",
-    "only_cross_attention",
-    "resnet_time_scale_shift",
-    "upcast_attention",
-    "use_linear_projection",
-)
+# ---- one network, several callers
 
 
-@pytest.fixture
-def authors():
-    "Their network's weights under their names, and what it computed."
-    facts, data = json.loads((HERE / "authors.json").read_text()), load_file(HERE / "authors.safetensors")
+def asked_by_threads(net, clips, times):
+    "Every answer of every thread, each of which asks of its own clip, all at once."
+    answers = [[] for _ in clips]
+    start = threading.Barrier(len(clips))
 
-    def part(prefix):
-        return {
-            k.removeprefix(prefix + "."): v.contiguous()
-            for k, v in data.items()
-            if k.startswith(prefix + ".")
-        }
+    def ask(number, cond, x):
+        start.wait()
+        for _ in range(times):
+            answers[number].append(predict(net, x, cond))
 
-    return part("unet"), part("forward.b2f3"), facts["noise_floor"]["b2f3"]
-
-
-def write(folder, config, weights, kind):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    if kind == "bin":
-        torch.save(weights, folder / "diffusion_pytorch_model.bin")
-    else:
-        save_file(weights, folder / "diffusion_pytorch_model.safetensors")
+    threads = [threading.Thread(target=ask, args=(number, cond, x)) for number, (cond, x) in enumerate(clips)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
 
 
-@pytest.mark.parametrize("kind", ["bin", "safetensors"])
-@pytest.mark.parametrize("left_out", [(), LEFT_OUT], ids=["full", "sparse"])
-def test_the_authors_folder(authors, kind, left_out, tmp_path):
-    weights, case, floor = authors
-    write(tmp_path / "unet", {k: v for k, v in THEIRS.items() if k not in left_out}, weights, kind)
-    net = VideoUNet.from_pretrained(tmp_path, subfolder="unet")
-    assert net.config.frame_norm == "shared" and net.config.mid_block_type == "UNetMidBlock2DCrossAttn"
+@both
+def test_two_threads_with_clips_of_different_length(image, frame_norm):
+    "B12: 119 errors in 120 calls when the length was a number that the network kept."
+    net, g = awake(image, frame_norm), rng()
+    clips = [(conditions(net, 2, g), torch.randn(2, 4, f, 8, 8, generator=g)) for f in (2, 3)]
+    want = [predict(net, x, cond) for cond, x in clips]
+    for eps, seen in zip(want, asked_by_threads(net, clips, times=10)):
+        assert len(seen) == 10
+        assert max((answer - eps).abs().max() for answer in seen) < 1e-5
 
-    def off(net):
-        return (
-            (
-                predict(
-                    net,
-                    case["latents"],
-                    dict(encoder_hidden_states=case["encoder_hidden_states"]),
-                    case["timestep"],
-                )
-                - case["output"]
-            )
-            .abs()
-            .max()
+
+@both
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_checkpointing_two_lengths_before_either_goes_back(frame_norm, order):
+    "Two clips go forward, then back, in either order: each layer runs again with the length of its own clip."
+    net, g = awake(small_unet(), frame_norm).train(), rng()
+    clips = [(conditions(net, 2, g), torch.randn(2, 4, f, 8, 8, generator=g)) for f in (2, 3)]
+    plain = [gradients(net, x, cond) for cond, x in clips]
+    net.enable_gradient_checkpointing()
+    losses = [net(x, T, **cond).sample.square().mean() for cond, x in clips]
+    for i in order:
+        net.zero_grad()
+        losses[i].backward()
+        for name, p in net.named_parameters():
+            torch.testing.assert_close(p.grad, plain[i][name], atol=1e-6, rtol=1e-5)
+
+
+@both
+def test_checkpointing_goes_back_in_another_thread(frame_norm):
+    "As on a GPU, where autograd has threads of its own: what runs again knows its clip's length there too."
+    net, g = awake(small_unet(), frame_norm).train(), rng()
+    cond, x = conditions(net, 2, g), torch.randn(2, 4, 3, 8, 8, generator=g)
+    plain = gradients(net, x, cond)
+    net.enable_gradient_checkpointing()
+    net.zero_grad()
+    loss = net(x, T, **cond).sample.square().mean()
+    thread = threading.Thread(target=loss.backward)
+    thread.start()
+    thread.join()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, plain[name], atol=1e-6, rtol=1e-5)
+
+
+@both
+def test_a_copy_is_another_network(frame_norm):
+    net, g = awake(small_unet(), frame_norm), rng()
+    cond, x = conditions(net, 2, g), torch.randn(2, 4, 3, 8, 8, generator=g)
+    want = predict(net, x, cond)
+    other = copy.deepcopy(net)
+    for p in net.parameters():
+        p.data.zero_()
+    assert predict(other, x, cond).equal(want)
+
+
+# ---- what diffusers' own code does with the network
+
+
+@both
+def test_processors_are_those_that_read_text(frame_norm):
+    "IP-Adapter and its friends replace every listed processor; ours are not among them, and never change."
+    net, g = awake(small_unet(), frame_norm), rng()
+    cond, x = conditions(net, 2, g), torch.randn(2, 4, 3, 8, 8, generator=g)
+    want = predict(net, x, cond)
+    assert net.attn_processors and all(name.endswith("attn2.processor") for name in net.attn_processors)
+    net.set_attn_processor(AttnProcessor())
+    assert (predict(net, x, cond) - want).abs().max() < 1e-5
+    net.set_attn_processor({name: AttnProcessor2_0() for name in net.attn_processors})
+    assert (predict(net, x, cond) - want).abs().max() < 1e-5
+    net.set_default_attn_processor()
+    for size in ("auto", "max", 1):
+        net.set_attention_slice(size)
+        assert (predict(net, x, cond) - want).abs().max() < 1e-5
+    net.set_default_attn_processor()
+    net.fuse_qkv_projections()
+    assert (predict(net, x, cond) - want).abs().max() < 1e-5
+    net.unfuse_qkv_projections()
+    net.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    net.disable_freeu()
+    assert (predict(net, x, cond) - want).abs().max() < 1e-5
+
+
+def test_freeu_does_to_a_still_clip_what_it_does_to_its_picture():
+    image = small_unet(
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(640, 1280),  # the widths that FreeU looks for
+        attention_head_dim=64,
+    )
+    g = rng()
+    cond, x = conditions(image, 1, g), torch.randn(1, 4, 8, 8, generator=g)
+    net, plain = inflate(image), predict(image, x, cond, 500)
+    for unet in (image, net):
+        unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    want = predict(image, x, cond, 500)
+    assert (want - plain).abs().max() > 1e-3
+    for eps in predict(net, repeat(x, "b c h w -> b c f h w", f=2), cond, 500).unbind(2):
+        assert (eps - want).abs().max() < 1e-4
+
+
+def ip_adapter(net, g, width=12, tokens=4):
+    "Weights of an IP-Adapter in its own layout, for this network."
+    inner = net.config.cross_attention_dim
+    weights = {}
+    for i, name in enumerate(net.attn_processors):
+        out = net.get_submodule(name.removesuffix(".processor")).inner_dim
+        for part in ("to_k_ip", "to_v_ip"):
+            weights[f"{2 * i + 1}.{part}.weight"] = torch.randn(out, inner, generator=g) * inner**-0.5
+    projection = {
+        "proj.weight": torch.randn(tokens * inner, width, generator=g) * width**-0.5,
+        "proj.bias": torch.zeros(tokens * inner),
+        "norm.weight": torch.ones(inner),
+        "norm.bias": torch.zeros(inner),
+    }
+    return {"image_proj": projection, "ip_adapter": weights}
+
+
+@both
+def test_an_ip_adapter_reaches_each_clip_with_its_own_picture(frame_norm):
+    "`image_embeds` is a list; as the text, it comes once per clip."
+    image = small_unet()
+    net, g = awake(image, frame_norm), rng()
+    cond, x = conditions(net, 2, g), torch.randn(2, 4, 3, 8, 8, generator=g)
+    adapter = ip_adapter(net, g)
+    plain = predict(net, x, cond)
+    net._load_ip_adapter_weights(
+        [adapter], low_cpu_mem_usage=False
+    )  # what `load_ip_adapter` does to a network
+    cond |= dict(added_cond_kwargs=dict(image_embeds=[torch.randn(2, 1, 12, generator=g)]))
+    together = predict(net, x, cond)
+    assert (together - plain).abs().max() > 1e-3
+    for i in range(2):
+        alone = dict(
+            encoder_hidden_states=cond["encoder_hidden_states"][i : i + 1],
+            added_cond_kwargs=dict(image_embeds=[cond["added_cond_kwargs"]["image_embeds"][0][i : i + 1]]),
         )
-
-    assert off(net) <= 4 * floor
-    assert (
-        off(VideoUNet.from_pretrained(tmp_path, subfolder="unet", frame_norm="per_frame")) > 1e-2
-    )  # asked for, and another network
-    net.save_pretrained(tmp_path / "ours")  # from here on a folder of ours
-    assert json.loads((tmp_path / "ours" / "config.json").read_text())["_class_name"] == "VideoUNet"
-    assert off(VideoUNet.from_pretrained(tmp_path / "ours")) <= 4 * floor
+        assert (together[i : i + 1] - predict(net, x[i : i + 1], alone, T[i])).abs().max() < 1e-5
+    with pytest.raises(InputError, match="1 image_embeds for 2 clips"):
+        predict(net, x, cond | dict(added_cond_kwargs=dict(image_embeds=[torch.zeros(1, 1, 12)])))
 
 
-def test_an_incomplete_or_foreign_folder_is_refused(authors, tmp_path):
-    weights, _, _ = authors
-    write(
-        tmp_path / "part", THEIRS, {k: v for k, v in weights.items() if "mid_block" not in k}, "safetensors"
+def residuals_of(image, x, cond, g):
+    "What a ControlNet would add at each level, for pictures: (down, mid)."
+    shapes = []
+    hooks = [image.conv_in.register_forward_hook(lambda _, args, out: shapes.append(out.shape))]
+    for stage in image.down_blocks:
+        hooks.append(stage.register_forward_hook(lambda _, args, out: shapes.extend(o.shape for o in out[1])))
+    hooks.append(image.mid_block.register_forward_hook(lambda _, args, out: shapes.append(out.shape)))
+    predict(image, x, cond, 500)
+    for hook in hooks:
+        hook.remove()
+    made = [torch.randn(shape, generator=g) * 0.1 for shape in shapes]
+    return made[:-1], made[-1]
+
+
+@both
+def test_residuals_folded_or_as_clips(image, frame_norm):
+    "A ControlNet's residuals, (b f) each: on a still clip the image network's answer to the same."
+    net, g = inflate(image, frame_norm), rng()
+    cond, x = conditions(image, 2, g), torch.randn(2, 4, 8, 8, generator=g)
+    down, mid = residuals_of(image, x, cond, g)
+    names = ("down_block_additional_residuals", "mid_block_additional_residual")
+    want = predict(image, x, cond | dict(zip(names, (down, mid))), T)
+    assert (want - predict(image, x, cond)).abs().max() > 1e-3
+    still = repeat(x, "b c h w -> b c f h w", f=3)
+    folded = (
+        [repeat(r, "b c h w -> (b f) c h w", f=3) for r in down],
+        repeat(mid, "b c h w -> (b f) c h w", f=3),
     )
-    with pytest.raises(ValueError, match="missing_keys, such as mid_block"):
-        VideoUNet.from_pretrained(tmp_path / "part")
-    write(tmp_path / "more", THEIRS, weights | {"transformer_in.weight": torch.zeros(1)}, "safetensors")
-    with pytest.raises(ValueError, match="1 unexpected_keys, such as transformer_in"):
-        VideoUNet.from_pretrained(tmp_path / "more")
-    theirs = UNet3DConditionModel(
-        block_out_channels=(32, 64),
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        layers_per_block=1,
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        norm_num_groups=8,
+    one_frame = tuple(r[:, :, None] for r in down), mid[:, :, None]
+    as_clips = (
+        [repeat(r, "b c h w -> b c f h w", f=3) for r in down],
+        repeat(mid, "b c h w -> b c f h w", f=3),
     )
-    theirs.save_pretrained(tmp_path / "diffusers")  # another network under the very same class name
-    with pytest.raises(ValueError, match="diffusers has another of that name"):
-        VideoUNet.from_pretrained(tmp_path / "diffusers")
-    (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
-    with pytest.raises(ValueError, match="but AutoencoderKL"):
-        VideoUNet.from_pretrained(tmp_path / "vae")
+    for given in (folded, one_frame, as_clips):
+        for eps in predict(net, still, cond | dict(zip(names, given))).unbind(2):
+            assert (eps - want).abs().max() < 1e-5
+    with pytest.raises(InputError, match="a residual of 2 pictures, for 2 clips of 3 frames"):
+        predict(net, still, cond | dict(zip(names, (down, mid))))
 
 
-@pytest.mark.parametrize("of", ["ours", "image", "authors"])
-def test_half_filled_networks_are_refused(of, authors, tmp_path):
-    net = small_unet() if of == "image" else inflate(small_unet())
+def test_adapters_residuals_are_not_taken_out_of_the_callers_list():
+    "diffusers takes them out of the list that it is given, which is ours."
+    image = small_unet()
+    net, g = inflate(image), rng()
+    cond, x = conditions(image, 1, g), torch.randn(1, 4, 2, 8, 8, generator=g)
+    given = [torch.randn(2, 16, 8, 8, generator=g), torch.randn(2, 32, 4, 4, generator=g)]
+    adapted = predict(net, x, cond | dict(down_intrablock_additional_residuals=given), 500)
+    assert len(given) == 2 and (adapted - predict(net, x, cond, 500)).abs().max() > 1e-3
+
+
+def test_arguments_by_name():
+    net, g = inflate(small_unet()), rng()
+    cond, x = conditions(net, 1, g), torch.randn(1, 4, 2, 8, 8, generator=g)
+    with torch.no_grad():
+        (eps,) = net(sample=x, timestep=500, return_dict=False, **cond)
+        with pytest.raises(InputError, match="no attention_mask"):
+            net(x, 500, attention_mask=torch.ones(1, 64), **cond)
+        with pytest.raises(InputError, match="no boxes"):
+            net(x, 500, cross_attention_kwargs=dict(gligen=None), **cond)
+    assert eps.equal(predict(net, x, cond, 500))
+
+
+# ---- settings and surgery
+
+
+@pytest.mark.parametrize(
+    "missing", [(), ("keys_from",), ("frame_positions",), ("keys_from", "frame_positions")]
+)
+def test_old_configs_still_load(missing, tmp_path):
+    net = inflate(small_unet(), keys_from=["first", "own"], frame_positions="frame_positions" not in missing)
     net.save_pretrained(tmp_path)
-    if of == "authors":
-        (tmp_path / "config.json").write_text(json.dumps(THEIRS))
-        weights = authors[0]
-    else:
-        weights = net.state_dict()
-    save_file(
-        {k: v for k, v in weights.items() if k != "conv_in.bias"},
-        tmp_path / "diffusion_pytorch_model.safetensors",
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in missing}))
+    loaded = VideoUNet.from_pretrained(tmp_path)
+    assert loaded.config.keys_from == ("both" if "keys_from" in missing else ["first", "own"])
+    assert loaded.config.frame_positions == ("frame_positions" not in missing)
+    assert loaded.config.cross_attention_dim == net.config.cross_attention_dim
+    assert all(v.equal(loaded.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+def test_settings_go_into_the_config_and_come_out(image):
+    net = inflate(image, "shared", keys_from=[0, -1])
+    again = VideoUNet.from_config(net.config)
+    ours = {k: v for k, v in net.config.items() if not k.startswith("_")}
+    assert {k: again.config[k] for k in ours} == ours
+    assert set(again.state_dict()) == set(net.state_dict())
+    other, unused = VideoUNet.from_config(
+        net.config, frame_norm="per_frame", return_unused_kwargs=True, fish=1
     )
-    with pytest.raises(ValueError, match="1 missing_keys, such as conv_in.bias"):
-        VideoUNet.from_pretrained(tmp_path)
+    assert other.config.frame_norm == "per_frame" and unused == dict(fish=1)
+    with pytest.raises(InputError, match="frame_norm is 'batch'"):
+        VideoUNet(frame_norm="batch", **SHAPES["sd1"])
 
 
-class Bomb:
-    "What a pickle can hold: a call, made by whoever reads it."
+def test_another_type_of_block(monkeypatch):
+    "The registry is open: a block of another class comes with its own surgery."
 
-    def __init__(self, path):
-        self.path = path
+    class Block(VideoTransformerBlock.__base__):
+        pass
 
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("of", ["authors", "image"])
-def test_code_in_a_pickle_is_never_run(authors, of, tmp_path):
-    config = THEIRS if of == "authors" else dict(small_unet().config, _class_name="UNet2DConditionModel")
-    mark = tmp_path / "was-here"
-    write(tmp_path / "unet", config, authors[0] | {"bomb": Bomb(mark)}, "bin")
-    with pytest.raises(ValueError, match="nothing in them was run"):
-        VideoUNet.from_pretrained(tmp_path / "unet")
-    assert not mark.exists()
-    with open(tmp_path / "bomb.pkl", "wb") as f:
-        pickle.dump(Bomb(mark), f)
-    pickle.loads((tmp_path / "bomb.pkl").read_bytes())
-    assert mark.exists()  # the bomb is a live one
+    image = small_unet()
+    for module in image.modules():
+        if type(module) is Block.__base__:
+            module.__class__ = Block
+    with pytest.raises(InputError, match="no transformer block"):
+        replace_blocks(image)
+    seen = []
+    monkeypatch.setitem(BLOCKS, Block, seen.append)
+    replace_blocks(image)
+    assert len(seen) == 4 and all(type(block) is Block for block in seen)
 
 
-def test_truncated_weights(authors, tmp_path):
-    weights, _, _ = authors
-    for kind in ("bin", "safetensors"):
-        write(tmp_path / kind, THEIRS, weights, kind)
-        path = tmp_path / kind / f"diffusion_pytorch_model.{kind}"
-        path.write_bytes(path.read_bytes()[:5000])
-        with pytest.raises((OSError, ValueError), match=kind):
-            VideoUNet.from_pretrained(tmp_path / kind)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_a_generator_of_any_device(device):
+    "B17: the temporal layers are drawn where the generator is, wherever the network is."
+    drawn = inflate(small_unet(), generator=torch.Generator(device).manual_seed(3)).state_dict()
+    again = inflate(small_unet(), generator=torch.Generator(device).manual_seed(3)).state_dict()
+    name = "mid_block.attentions.0.transformer_blocks.0.attn_temp.to_q.weight"
+    assert drawn[name].device.type == "cpu" and drawn[name].equal(again[name])
+    assert drawn[name].abs().max() <= drawn[name].shape[1] ** -0.5
+    assert not drawn[name].equal(inflate(small_unet()).state_dict()[name])
+
+
+def test_the_draw_is_where_the_generator_is(monkeypatch):
+    "B17 without a GPU: what is drawn is asked for on the generator's device, not on torch's default."
+    image, asked, empty = small_unet(), [], torch.empty
+
+    def recorded(*size, device=None, **how):
+        asked.append(device)
+        return empty(*size, device=device, **how)
+
+    monkeypatch.setattr(torch, "empty", recorded)
+    generator = torch.Generator()
+    inflate(image, generator=generator)
+    assert asked.count(generator.device) == 4 * 3  # queries, keys and values of four blocks

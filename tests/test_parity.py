@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from tune_a_video_nbs.inflate import VideoUNet, inflate
+from tune_a_video_nbs.authors import load_video_unet
+from tune_a_video_nbs.inflate import inflate
 from tune_a_video_nbs.pipeline import TuneAVideoPipeline
 from tune_a_video_nbs.tune import trainable_names
 
@@ -51,7 +52,7 @@ def test_per_frame_norms_are_another_network(unet):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_step(unet, checkpointing):
-    "The loss, and the norm of every gradient: with checkpointing too, where the authors' own down blocks get none."
+    "The loss, and the norm of every gradient, with checkpointing too (the authors' down blocks get none)."
     x, names = part("train"), trainable_names(unet)
     assert sorted(names) == sorted(FACTS["grad_norms"])
     unet.requires_grad_(False).train()
@@ -72,9 +73,9 @@ def test_training_step(unet, checkpointing):
 def test_saved_norms_are_not_silently_another(unet, tmp_path):
     "A saved video network says which norms it has; asking for others is an error, not a silent choice."
     unet.save_pretrained(tmp_path)
-    assert VideoUNet.from_pretrained(tmp_path, frame_norm="shared").config.frame_norm == "shared"
+    assert load_video_unet(tmp_path, frame_norm="shared").config.frame_norm == "shared"
     with pytest.raises(ValueError, match="was saved with frame_norm='shared'"):
-        VideoUNet.from_pretrained(tmp_path, frame_norm="per_frame")
+        load_video_unet(tmp_path, frame_norm="per_frame")
 
 
 def authors_ddim(frame_norm="shared"):
@@ -84,10 +85,15 @@ def authors_ddim(frame_norm="shared"):
     config = {
         k: v for k, v in FACTS["ddim"]["checkpoint_scheduler_config"].items() if k != "clip_sample"
     }  # older checkpoints do not say
-    with pytest.warns(UserWarning, match="PNDMScheduler is replaced by DDIM"):
-        pipe = TuneAVideoPipeline(
-            vae=None, text_encoder=None, tokenizer=None, unet=net, scheduler=PNDMScheduler.from_config(config)
-        )
+    pipe = TuneAVideoPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(4,), norm_num_groups=1
+        ),  # latents go in and come out: not asked
+        text_encoder=None,
+        tokenizer=None,
+        unet=net,
+        scheduler=PNDMScheduler.from_config(config),
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -95,13 +101,13 @@ def authors_ddim(frame_norm="shared"):
 def walked(run, **how):
     "The step and the latents after each."
     steps, seen = [], []
-    run(
-        num_inference_steps=FACTS["ddim"]["steps"],
-        callback_on_step_end=lambda pipe, i, t, now: (steps.append(int(t)), seen.append(now["latents"]), {})[
-            2
-        ],
-        **how,
-    )
+
+    def note(pipe, i, t, now):
+        steps.append(int(t))
+        seen.append(now["latents"])
+        return {}
+
+    run(num_inference_steps=FACTS["ddim"]["steps"], callback_on_step_end=note, **how)
     return steps, torch.stack(seen)
 
 
@@ -133,7 +139,7 @@ def test_ddim_inversion_step_by_step():
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_guided_sampling_step_by_step(at_once):
-    steps, error = guided_sampling(authors_ddim(), guide_at_once=at_once)
+    steps, error = guided_sampling(authors_ddim(), batched_guidance=at_once)
     assert steps == part("ddim.cfg")["timesteps"].tolist()
     assert (error <= 4 * FACTS["ddim"]["cfg_fp32_vs_fp64"]["max_abs"]).all(), error
 

@@ -1,4 +1,4 @@
-"Every format that models are kept in, written small and taken through tune, invert and edit; the authors' folders, both ways; and what a plan says."
+"Every format that models are kept in, written small and taken through tune, invert and edit; and what a plan says."
 
 import json
 import pickle
@@ -22,15 +22,12 @@ from small_nets import STABLE, randomise, small_pipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import tune_a_video_nbs.attention
-from tune_a_video_nbs.authors import AUTHORS, save_for_authors
 from tune_a_video_nbs.bases import FAMILIES, fuse_lora, load_base
 from tune_a_video_nbs.inflate import inflate
 from tune_a_video_nbs.memory import on_meta, plan
 from tune_a_video_nbs.pipeline import TuneAVideoPipeline
 
 RED, BLUE = "a red star is bouncing on the grass", "a blue heart is bouncing in the snow"
-HERE = Path(__file__).parent / "parity"
-FACTS, DATA = json.loads((HERE / "authors.json").read_text()), load_file(HERE / "authors.safetensors")
 logging.set_verbosity_error()
 pytestmark = pytest.mark.filterwarnings("ignore:PNDMScheduler is replaced")
 
@@ -74,6 +71,16 @@ def folders(tmp_path_factory):
         "v": small_pipeline(made / "v", "sd2", PNDMScheduler(**STABLE, prediction_type="v_prediction")),
         "sdxl": small_pipeline(made / "sdxl", "sdxl"),
     }
+
+
+class Bomb:
+    "What a pickle can hold: a call, made by whoever reads it."
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 # ---- one file, in the layout of the original code
@@ -596,223 +603,6 @@ def test_several_lora_and_refusals(folders, tmp_path):
     refused("not whole there", {k: v for k, v in good.items() if k != f"{first}.lora_up.weight"})
     with pytest.raises(FileNotFoundError, match="no LoRA at"):
         fuse_lora(base, tmp_path / "none.safetensors")
-
-
-# ---- the authors' folders
-
-
-class Bomb:
-    "What a pickle can hold: a call, made by whoever reads it."
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-OLD_VAE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-LEFT_OUT = (
-    "mid_block_type",
-    "class_embed_type",
-    "dual_cross_attention",
-    "num_class_embeds",
-    "only_cross_attention",
-    "resnet_time_scale_shift",
-    "upcast_attention",
-    "use_linear_projection",
-)
-
-
-def authors_folder(folder, into, bomb=None, sparse=False):
-    "What their training script leaves: their own weights in 3-D names, .bin everywhere, old tokenizer files, PNDM, and a module that is nowhere."
-
-    def three(v):
-        return (
-            v.replace("2D", "3D")
-            if isinstance(v, str)
-            else [three(o) for o in v]
-            if isinstance(v, list)
-            else v
-        )
-
-    config = {
-        k: three(v) if "block_type" in k else v
-        for k, v in FACTS["unet_config"].items()
-        if not (sparse and k in LEFT_OUT)
-    } | dict(_class_name=AUTHORS)
-    if not sparse:
-        config["mid_block_type"] = "UNetMidBlock3DCrossAttn"
-    g, old = rng(3), CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder").to_dict()
-    text = randomise(
-        CLIPTextModel(
-            CLIPTextConfig(**old | dict(hidden_size=32, intermediate_size=48, num_attention_heads=4))
-        )
-    )
-    vae = AutoencoderKL.load_config(folder, subfolder="vae") | dict(mid_block_add_attention=True)
-    vae = randomise(AutoencoderKL.from_config(vae))
-    renamed = {
-        re.sub(r"(?<=attentions\.0\.)(to_[qkv]|to_out\.0)", lambda m: OLD_VAE[m[0]], k): v
-        for k, v in vae.state_dict().items()
-    }
-    words = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in text.state_dict().items()} | {
-        "text_model.embeddings.position_ids": torch.arange(77)[None]
-    }
-    their = {k.removeprefix("unet."): v for k, v in DATA.items() if k.startswith("unet.")}
-    for sub, weights, file, about in (
-        ("unet", their, "diffusion_pytorch_model.bin", config),
-        (
-            "vae",
-            renamed,
-            "diffusion_pytorch_model.bin",
-            {
-                k: v
-                for k, v in vae.config.items()
-                if k
-                not in (
-                    "scaling_factor",
-                    "force_upcast",
-                    "mid_block_add_attention",
-                    "latents_mean",
-                    "latents_std",
-                    "shift_factor",
-                    "use_quant_conv",
-                    "use_post_quant_conv",
-                )
-            },
-        ),
-        (
-            "text_encoder",
-            words,
-            "pytorch_model.bin",
-            text.config.to_dict() | dict(architectures=["CLIPTextModel"]),
-        ),
-    ):
-        (into / sub).mkdir(parents=True)
-        torch.save(weights | ({"bomb": Bomb(into / "was-here")} if bomb == sub else {}), into / sub / file)
-        (into / sub / "config.json").write_text(json.dumps(about, default=list))
-    old_tokenizer(folder / "tokenizer", into / "tokenizer")
-    (into / "scheduler").mkdir()
-    (into / "scheduler" / "scheduler_config.json").write_text(
-        json.dumps(
-            {k: v for k, v in FACTS["ddim"]["checkpoint_scheduler_config"].items() if k != "clip_sample"}
-        )
-    )
-    (into / "model_index.json").write_text(
-        json.dumps(
-            dict(
-                _class_name="TuneAVideoPipeline",
-                _diffusers_version="0.11.1",
-                scheduler=["diffusers", "PNDMScheduler"],
-                text_encoder=["transformers", "CLIPTextModel"],
-                tokenizer=["transformers", "CLIPTokenizer"],
-                unet=["models.unet", AUTHORS],
-                vae=["diffusers", "AutoencoderKL"],
-            )
-        )
-    )
-    return into
-
-
-def old_tokenizer(folder, into):
-    into.mkdir()
-    model = json.loads((folder / "tokenizer.json").read_text())["model"]
-    (into / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (into / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(m if isinstance(m, str) else " ".join(m) for m in model["merges"])
-    )
-    shutil.copy(folder / "tokenizer_config.json", into)
-
-
-@pytest.mark.parametrize("sparse", [False, True], ids=["full config", "keys missing"])
-def test_the_authors_folder(folders, tmp_path, sparse):
-    "Opened unchanged, and it computes what their code computed: one question, a whole inversion, a whole guided sampling."
-    folder = authors_folder(folders["sd1"], tmp_path / "surfing", sparse=sparse)
-    with pytest.warns(UserWarning, match="PNDMScheduler is replaced by DDIM"):
-        pipe = ready(TuneAVideoPipeline.from_pretrained(folder))
-
-    def x(name):
-        return DATA[name]
-
-    with torch.no_grad():
-        said = pipe.unet(
-            x("forward.b2f3.latents"), x("forward.b2f3.timestep"), x("forward.b2f3.encoder_hidden_states")
-        ).sample
-    assert (said - x("forward.b2f3.output")).abs().max() <= 4 * FACTS["noise_floor"]["b2f3"]
-    z = pipe.invert(
-        latents=x("ddim.inv.x0"),
-        prompt_embeds=x("ddim.inv.encoder_hidden_states"),
-        num_inference_steps=FACTS["ddim"]["steps"],
-    )
-    assert (z - x("ddim.inv.latents")[-1]).abs().max() < 1e-3 * z.std()
-    empty, words = x("ddim.cfg.encoder_hidden_states_uncond_then_cond").split(1)
-    out = pipe(
-        latents=x("ddim.cfg.init_latents"),
-        prompt_embeds=words,
-        negative_prompt_embeds=empty,
-        num_inference_steps=FACTS["ddim"]["steps"],
-        guidance_scale=FACTS["ddim"]["guidance_scale"],
-        output_type="latent",
-    ).frames
-    assert (out - x("ddim.cfg.latents_after_each_step")[-1]).abs().max() < 1e-3 * out.std()
-    whole_method(pipe)
-
-
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_a_bomb_in_the_authors_folder(folders, tmp_path, part):
-    folder = authors_folder(folders["sd1"], tmp_path / "evil", bomb=part)
-    for load in (TuneAVideoPipeline.from_pretrained, load_base):
-        with pytest.raises(ValueError):
-            load(folder)
-    assert not (folder / "was-here").exists()
-    import zipfile
-
-    with zipfile.ZipFile(next((folder / part).glob("*.bin"))) as z:
-        held = z.read(next(n for n in z.namelist() if n.endswith("data.pkl")))
-    assert b"touch" in held  # the bomb was there
-
-
-@pytest.mark.parametrize("shape", ["sd1", "v"])
-def test_there_and_back(folders, tmp_path, shape):
-    "Tuned, written in the authors' layout, read again: the same clip. And under their names, all of them and no others."
-    pipe = ready(load_base(folders[shape], frame_norm="shared"))
-    randomise(pipe.unet, only="attn_temp.")
-    folder = save_for_authors(pipe, tmp_path / "theirs")
-    assert draw(TuneAVideoPipeline.from_pretrained(folder)).equal(draw(pipe))
-    assert not list(folder.rglob("*.safetensors"))
-    config = json.loads((folder / "unet" / "config.json").read_text())
-    assert (
-        config["_class_name"] == AUTHORS
-        and config["down_block_types"][0] == "CrossAttnDownBlock3D"
-        and config["mid_block_type"] == "UNetMidBlock3DCrossAttn"
-    )
-    assert set(config) <= set(FACTS["unet_config"]) | {
-        "mid_block_type"
-    }  # their network takes no key it does not know
-    assert (folder / "tokenizer" / "vocab.json").is_file() and (folder / "tokenizer" / "merges.txt").is_file()
-
-
-def test_their_names(folders, tmp_path):
-    "The authors' own network, through our pipeline and out again: every name and every number as it was."
-    pipe = load_base(authors_folder(folders["sd1"], tmp_path / "from"))
-    save_for_authors(pipe, tmp_path / "to")
-    for part in ("unet", "vae", "text_encoder"):
-        a, b = (
-            torch.load(next((tmp_path / end / part).glob("*.bin")), weights_only=True)
-            for end in ("from", "to")
-        )
-        a.pop("text_model.embeddings.position_ids", None)
-        assert set(a) == set(b) and all(v.equal(b[k]) for k, v in a.items())
-
-
-def test_what_their_network_cannot_be(folders, tmp_path):
-    with pytest.raises(ValueError, match="frame_norm='shared'"):
-        save_for_authors(load_base(folders["sd1"]), tmp_path / "x")
-    with pytest.raises(ValueError, match="knows no"):
-        save_for_authors(load_base(folders["sd1"], frame_norm="shared", frame_positions=True), tmp_path / "x")
-    with pytest.raises(ValueError, match="knows no"):
-        save_for_authors(load_base(folders["sdxl"], frame_norm="shared"), tmp_path / "x")
-    assert not (tmp_path / "x").exists()
 
 
 # ---- the plan
