@@ -1,4 +1,4 @@
-"""The same mistake is tiny as noise and huge as a picture: whoever weighs noise levels decides what is learned.
+"""The same mistake is tiny as noise and huge as a picture, so the weights of the noise levels decide what is learned.
 
 Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/levels.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/levels.html.md"""
 # %% auto #0
 __all__ = ['LEVELS', 'level_weights', 'weigh_levels']
 
-# %% ../nbs/13_levels.ipynb #c135feaa
+# %% ../nbs/13_levels.ipynb #f02dda35
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from .ddpm import PREDICTION_TYPES, snr
 from .errors import InputError
 
-# %% ../nbs/13_levels.ipynb #102b33ba
+# %% ../nbs/13_levels.ipynb #01f48a11
 LEVELS = ("uniform", "min_snr", "clean_data")  # ways to weigh noise levels
 
 
@@ -59,7 +59,7 @@ def _check_kind(prediction_type: str, kind: str, **positive: float) -> None:
         if not value > 0:
             raise InputError(f"{name} is {value}; it must be positive")
 
-# %% ../nbs/13_levels.ipynb #13d1432b
+# %% ../nbs/13_levels.ipynb #a9cd9ef0
 def weigh_levels(
     scheduler: Any,  # whose `alphas_cumprod` and prediction type the image model was trained with
     levels: str = "uniform",  # one of `LEVELS`
