@@ -18,6 +18,7 @@ from tune_a_video_nbs.attention import (
     attended_frames,
     attention_map,
     first_and_previous,
+    frame_code,
     parse_frames,
     set_frames,
     split_heads,
@@ -283,3 +284,72 @@ def test_compiles_whole(which):
     for one in (layer, temporal):
         compiled = torch.compile(one, fullgraph=True, backend="eager")
         assert torch.allclose(compiled(x, num_frames=6), one(x, num_frames=6), atol=1e-6)
+
+
+# ---- positions that start random
+
+
+def test_random_positions_leave_step_0_exact(unet):
+    x = clip()
+    before = predict(unet, x)
+    add_frame_positions(unet, init="random")
+    positions = [p for n, p in unet.named_parameters() if "frame_positions" in n]
+    assert positions and all(p.std() > 0.1 for p in positions)
+    assert predict(unet, x).equal(before)
+
+
+def test_random_positions_are_reproducible_and_of_unit_size():
+    def layer(**kwargs):
+        return add_frame_positions(TemporalAttention(query_dim=256, heads=2, dim_head=8), **kwargs)
+
+    first, again = layer(init="random"), layer(init="random")
+    other = layer(init="random", generator=torch.Generator().manual_seed(1))
+    assert first.frame_positions.weight.equal(again.frame_positions.weight)
+    assert not first.frame_positions.weight.equal(other.frame_positions.weight)
+    told = first.frame_positions(frame_code(8))
+    assert 0.8 < told.std() < 1.25
+
+
+def first_gradients(init, steps=0, order=(0.0, 1.0, 2.0, 3.0)):
+    "Gradients of a temporal layer that is to make equal frames as bright as their number in `order`."
+    torch.manual_seed(0)
+    layer = add_frame_positions(TemporalAttention(query_dim=16, heads=2, dim_head=8), init)
+    layer.requires_grad_(True)
+    wanted = torch.tensor(order)[:, None, None]
+    for _ in range(steps + 1):
+        layer.zero_grad()
+        (layer(torch.ones(4, 4, 16), num_frames=4) - wanted).square().mean().backward()
+        gradients = {n: p.grad.clone() for n, p in layer.named_parameters()}
+        for p in layer.parameters():
+            p.data -= 0.1 * p.grad
+    return gradients
+
+
+@pytest.mark.parametrize("init", ["zero", "random"])
+def test_behind_a_silent_output_only_the_output_has_a_first_gradient(init):
+    "What does not change the output has no gradient: that is what silent means."
+    loud = [n for n, grad in first_gradients(init).items() if grad.any()]
+    assert loud and all(n.startswith("to_out") for n in loud)
+    assert first_gradients(init, steps=1)["frame_positions.weight"].any()  # one step later it speaks
+
+
+def test_random_positions_tell_the_output_of_the_order_at_once():
+    "With zero positions equal frames say the same, in whatever order the errors come."
+    rising, falling = (0.0, 1.0, 2.0, 3.0), (3.0, 2.0, 1.0, 0.0)
+
+    def gradient(init, order):
+        return first_gradients(init, order=order)["to_out.0.weight"]
+
+    torch.testing.assert_close(gradient("zero", rising), gradient("zero", falling))
+    assert (gradient("random", rising) - gradient("random", falling)).abs().max() > 1e-3
+
+
+def test_random_positions_need_silent_layers(unet):
+    with pytest.raises(InputError, match="init is 'ones'"):
+        add_frame_positions(unet, init="ones")
+    awaken(unet)
+    before = dict(unet.config)
+    with pytest.raises(InputError, match="only init='zero'"):
+        add_frame_positions(unet, init="random")
+    assert dict(unet.config) == before
+    add_frame_positions(unet)

@@ -62,6 +62,23 @@ def pipe(folders):
     return load(folders["sd1"])
 
 
+@pytest.mark.parametrize("family", ["sd1", "v"])
+def test_level_weights_reach_tuning(folders, family):
+    "A kind of weights is one argument away, and the authors' is the default."
+    losses = {}
+    for name, settings in {
+        "default": dict(),
+        "uniform": dict(levels="uniform"),
+        "clean": dict(levels="clean_data"),
+        "capped": dict(levels="clean_data", cap=1.0),
+    }.items():
+        losses[name] = load(folders[family]).tune(clip(), RED, steps=2, lr=1e-3, **settings)
+    assert losses["default"] == losses["uniform"]
+    assert losses["clean"] != losses["default"] and losses["capped"] != losses["clean"]
+    with pytest.raises(ValueError, match="use one of uniform, min_snr, clean_data"):
+        load(folders[family]).tune(clip(), RED, levels="snr")
+
+
 def test_pndm_is_replaced_without_a_word(folders, recwarn):
     "It came with the model and nobody chose it; the warning stood at every load of Stable Diffusion 1.5."
     pipe = TuneAVideoPipeline.from_pretrained(folders["v"])

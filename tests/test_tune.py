@@ -5,19 +5,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from diffusers import DDIMScheduler
-from diffusers.training_utils import compute_snr
 from small_nets import SHAPES, conditions, small_unet
 from small_tuning import clip_and_text, off, rng, run, values
 from torch import nn
 
-from tune_a_video_nbs.ddpm import snr
+from tune_a_video_nbs.ddpm import PREDICTION_TYPES, snr
 from tune_a_video_nbs.errors import DivergedError, InputError, TuneAVideoError
 from tune_a_video_nbs.inflate import VideoUNet, inflate
+from tune_a_video_nbs.levels import LEVELS, level_weights, weigh_levels
 from tune_a_video_nbs.tune import (
     StopTuning,
     clip_loss,
     draw_noise,
-    min_snr_weights,
     trainable_names,
     trainable_parameters,
     tune,
@@ -181,50 +180,67 @@ def test_what_is_no_network_is_refused():
 # ---- the loss
 
 
-FORMULAS = {
-    "epsilon": lambda ratio: min(ratio, 5) / ratio,
-    "v_prediction": lambda ratio: min(ratio, 5) / (ratio + 1),
-    "sample": lambda ratio: min(ratio, 5),
-}
+def min_snr_until_now(alphas_cumprod, prediction_type, gamma):
+    "What stood in `tune` before there was a choice, word for word."
+    ratio = snr(alphas_cumprod)
+    if prediction_type == "epsilon":
+        return (gamma / ratio).clamp(max=1)
+    if prediction_type == "sample":
+        return ratio.clamp(max=gamma)
+    return ratio.clamp(max=gamma) / (ratio + 1)
 
 
-@pytest.mark.parametrize("kind", FORMULAS)
-def test_min_snr_by_hand(kind):
-    abar = torch.tensor([0.99, 0.9, 0.5, 0.01], dtype=torch.float64)  # SNR 99, 9, 1 and 1/99
-    want = torch.tensor([FORMULAS[kind](s) for s in (99.0, 9.0, 1.0, 1 / 99)], dtype=torch.float64)
-    torch.testing.assert_close(min_snr_weights(abar, kind), want)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_the_loss_is_weighed(kind, levels):
     net = inflate(small_unet())
     latents, text, _ = clip_and_text(net)
     scheduler = DDIMScheduler(prediction_type=kind)
     t, noise = draw_noise(latents, 3, 1000, rng())
     ones = [clip_loss(net, latents, text, t[i : i + 1], noise[i : i + 1], scheduler) for i in range(3)]
     ones = torch.stack(ones)
-    weighted = (ones * min_snr_weights(scheduler.alphas_cumprod, kind)[t]).mean()
-    torch.testing.assert_close(clip_loss(net, latents, text, t, noise, scheduler, min_snr=5.0), weighted)
-    assert (weighted - ones.mean()).abs() > 1e-3  # the weights do something
+    weights = level_weights(scheduler.alphas_cumprod, kind, levels)
+    weighted = clip_loss(net, latents, text, t, noise, scheduler, weights)
+    torch.testing.assert_close(weighted, (ones * weights[t]).mean())
+    if levels == "uniform":
+        assert weighted.equal(clip_loss(net, latents, text, t, noise, scheduler))
+    else:
+        assert (weighted - ones.mean()).abs() > 1e-3  # the weights do something
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_min_snr_as_diffusers_scripts_compute_it(kind):
-    scheduler = DDIMScheduler()
-    ratio = compute_snr(scheduler, torch.arange(1000))
-    torch.testing.assert_close(snr(scheduler.alphas_cumprod), ratio, rtol=1e-3, atol=0)
-    theirs = ratio.clamp(max=5.0) / (ratio if kind == "epsilon" else ratio + 1)  # train_text_to_image.py
-    torch.testing.assert_close(min_snr_weights(scheduler.alphas_cumprod, kind), theirs, rtol=1e-3, atol=0)
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_min_snr_is_what_it_was_to_the_bit(kind):
+    abar = DDIMScheduler().alphas_cumprod
+    for gamma in (5.0, 0.1):
+        want = min_snr_until_now(abar, kind, gamma)
+        assert level_weights(abar, kind, "min_snr", gamma).equal(want)
+        assert weigh_levels(DDIMScheduler(prediction_type=kind), min_snr=gamma)[0].equal(want)
 
 
-def test_min_snr_without_any_signal():
-    weights = min_snr_weights(torch.tensor([0.5, 0.0]))  # schedules rescaled to zero terminal SNR
-    assert weights.tolist() == [1, 1]
-    with pytest.raises(InputError, match="positive"):
-        run(min_snr=0.0)
-    with pytest.raises(InputError, match="prediction_type"):
-        min_snr_weights(torch.tensor([0.5]), "velocity")
-
-
-def test_each_prediction_type_and_weight_is_another_run():
-    nets = [run(prediction_type=k, min_snr=m) for k in ("epsilon", "v_prediction") for m in (None, 0.1)]
+def test_each_way_to_weigh_is_another_run():
+    ways = [dict(), dict(min_snr=0.1), dict(levels="min_snr"), dict(levels="clean_data")]
+    ways += [dict(levels="clean_data", cap=1.5), dict(prediction_type="v_prediction")]
+    nets = [run(**way) for way in ways]
     assert all(off(a, b) > 1e-5 for i, a in enumerate(nets) for b in nets[:i])
+    assert off(run(levels="min_snr"), run(min_snr=5)) == 0
+    assert off(run(levels="uniform"), nets[0]) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(min_snr=0.0), "gamma is 0.0; it must be positive"),
+        (dict(levels="clean_data", cap=-1), "cap is -1"),
+        (dict(levels="snr"), "use one of uniform, min_snr, clean_data"),
+        (dict(levels="clean_data", min_snr=5.0), "give one"),
+    ],
+)
+def test_weights_that_cannot_be(wrong, message):
+    net = inflate(small_unet())
+    before, config = values(net), dict(net.config)
+    with pytest.raises(InputError, match=message):
+        run(net, **wrong)
+    assert all(p.equal(before[n]) for n, p in net.named_parameters()) and dict(net.config) == config
 
 
 # ---- the optimizer, precision, accumulation
@@ -526,6 +542,8 @@ def test_a_last_step_that_explodes_is_noticed():
         (dict(generator=rng(3)), "seed=0"),
         (dict(batch=2), "batch=1"),
         (dict(min_snr=5.0), "min_snr=None"),
+        (dict(levels="min_snr"), "min_snr=None, and now it is 5.0"),
+        (dict(levels="clean_data"), "min_snr=None, and now it is 'clean_data, cap=60'"),
         (dict(steps=3), "more than the 3 asked"),
         (dict(betas=(0.9, 0.99)), r"betas=\(0.9, 0.999\), and now it is \(0.9, 0.99\)"),
         (dict(trainable_modules="attn_temp"), "another network: .*to_q.* missing here"),
@@ -551,6 +569,24 @@ def test_a_checkpoint_of_before_goes_on_with_its_own_betas(tmp_path):
         run(steps=6, checkpoint=tmp_path / "c")
     resumed = run(steps=6, checkpoint=tmp_path / "c", betas=(0.9, 0.99))
     assert off(resumed, run(steps=6, betas=(0.9, 0.99))) < 1e-5
+
+
+def test_a_checkpoint_of_before_goes_on_with_its_own_weights(tmp_path):
+    "It says `min_snr` and knows of no other way: None, or gamma."
+    run(checkpoint=tmp_path / "plain")
+    run(checkpoint=tmp_path / "snr", min_snr=5)
+    assert torch.load(tmp_path / "plain", weights_only=True)["about"]["min_snr"] is None
+    assert torch.load(tmp_path / "snr", weights_only=True)["about"]["min_snr"] == 5
+    with pytest.raises(InputError, match="begun with min_snr=5"):
+        run(steps=6, checkpoint=tmp_path / "snr", levels="clean_data")
+    resumed = run(steps=6, checkpoint=tmp_path / "snr", levels="min_snr")
+    assert off(resumed, run(steps=6, min_snr=5)) < 1e-5
+    run(checkpoint=tmp_path / "clean", levels="clean_data")
+    with pytest.raises(
+        InputError, match="begun with min_snr='clean_data, cap=60', and now it is 'clean_data, cap=9'"
+    ):
+        run(steps=6, checkpoint=tmp_path / "clean", levels="clean_data", cap=9)
+    run(steps=6, checkpoint=tmp_path / "clean", levels="clean_data")
 
 
 def test_a_checkpoint_of_another_network_or_clip(tmp_path):

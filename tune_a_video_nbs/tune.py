@@ -6,7 +6,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/tune.html.md"""
 
 # %% auto #0
 __all__ = ['TRAINABLE_MODULES', 'MIXED_PRECISION', 'trainable_names', 'trainable_parameters', 'draw_noise', 'clip_loss',
-           'min_snr_weights', 'StopTuning', 'tune', 'Watch']
+           'StopTuning', 'tune', 'Watch']
 
 # %% ../nbs/13_tune.ipynb #d5d0e73e
 from collections.abc import Callable
@@ -18,8 +18,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from .ddpm import PREDICTION_TYPES, q_sample, snr, target
+from .ddpm import q_sample, target
 from .errors import InputError
+from .levels import weigh_levels
 from .train import fit
 from tune_a_video_nbs.weights import (
     fingerprint,
@@ -92,7 +93,7 @@ def clip_loss(
     t: Tensor,  # noise levels, long (b,)
     noise: Tensor,  # for each, (b, c, f, h, w)
     scheduler: Any,  # whose `alphas_cumprod` and prediction type the image model was trained with
-    min_snr: float | None = None,  # as `min_snr_weights`; every level counts the same without
+    weights: Tensor | None = None,  # of each noise level, (T,), as `level_weights`; all are 1 without
     added_cond_kwargs: dict[str, Tensor] | None = None,  # SDXL's added conditions, each (1, ...)
 ) -> Tensor:  # scalar, float32
     "Return the loss of one clip under several noises: eq. 7 of Tune-A-Video (Wu et al. 2023)."
@@ -109,29 +110,9 @@ def clip_loss(
     model_pred = unet(noisy.to(dtype), t, texts.to(dtype), added_cond_kwargs=added).sample
     wanted = target(clips, t, noise, alphas_cumprod, prediction_type).to(model_pred.device)
     errors = (model_pred.float() - wanted).square().flatten(1).mean(1)
-    if min_snr is not None:
-        errors = errors * min_snr_weights(alphas_cumprod, prediction_type, min_snr)[t]
+    if weights is not None:
+        errors = errors * weights.to(errors.device)[t.to(errors.device)]
     return errors.mean()
-
-# %% ../nbs/13_tune.ipynb #9a0c000a
-def min_snr_weights(
-    alphas_cumprod: Tensor,  # (T,), falling
-    prediction_type: str = "epsilon",  # what the network's answer means
-    gamma: float = 5.0,  # the paper's choice: above this signal-to-noise ratio a level counts no more
-) -> Tensor:  # (T,), what to multiply the squared error of each noise level by
-    """Return weights that count clean data with `min(SNR, gamma)`, for each prediction type.
-
-    Hang et al. (2023), section 3.4. Raises `InputError` on a gamma or a prediction type that cannot be."""
-    if not gamma > 0:
-        raise InputError(f"gamma is {gamma}; it must be positive (the paper's is 5)")
-    ratio = snr(alphas_cumprod)
-    if prediction_type == "epsilon":
-        return (gamma / ratio).clamp(max=1)
-    if prediction_type == "sample":
-        return ratio.clamp(max=gamma)
-    if prediction_type == "v_prediction":
-        return ratio.clamp(max=gamma) / (ratio + 1)
-    raise InputError(f"prediction_type is {prediction_type!r}; use one of {', '.join(PREDICTION_TYPES)}")
 
 # %% ../nbs/13_tune.ipynb #9a0c0018
 MIXED_PRECISION = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -161,10 +142,10 @@ def _check_clip_and_caption(unet: UNet2DConditionModel, latents: Tensor, prompt_
 
 
 def _check_settings(
-    device: torch.device, mixed_precision: str, betas: tuple[float, float], **positive: float | None
+    device: torch.device, mixed_precision: str, betas: tuple[float, float], **positive: float
 ) -> None:
     "Raise `InputError` on settings that cannot be."
-    wrong = [f"{name}={value}" for name, value in positive.items() if value is not None and not value > 0]
+    wrong = [f"{name}={value}" for name, value in positive.items() if not value > 0]
     if wrong:
         raise InputError(f"{', '.join(wrong)}: must be positive")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -210,7 +191,9 @@ def tune(
     mixed_precision: str = "no",  # a key of `MIXED_PRECISION`: what to compute in
     accumulate: int = 1,  # batches gathered for one step: `batch*accumulate` noise levels count
     gradient_checkpointing: bool = False,  # less memory, more time
-    min_snr: float | None = None,  # as `min_snr_weights`, such as 5; all levels count the same without
+    levels: str = "uniform",  # how noise levels are weighed, one of `LEVELS`; the authors' without
+    cap: float = 60.0,  # of `levels="clean_data"`, as `level_weights`
+    min_snr: float | None = None,  # gamma of `levels="min_snr"`, 5 if not said; given alone, it means that
     added_cond_kwargs: dict[str, Tensor] | None = None,  # SDXL's added conditions, each (1, ...)
     device: str | torch.device | None = None,  # where to compute, if not where the network is
     betas: tuple[float, float] = (0.9, 0.999),  # of AdamW, in [0, 1); the authors' (their code, adam_beta2)
@@ -225,9 +208,10 @@ def tune(
     device = torch.device(device or network.device)
     if network.dtype == torch.float16 and device.type != "cpu":
         mixed_precision = "fp16"
-    settings = dict(lr=lr, batch=batch, accumulate=accumulate, min_snr=min_snr)
+    settings = dict(lr=lr, batch=batch, accumulate=accumulate)
     _check_clip_and_caption(network, latents, prompt_embeds)
     _check_settings(device, mixed_precision, betas, steps=steps, every=every, **settings)
+    weights, weighed = weigh_levels(scheduler, levels, cap, min_snr)
     params = trainable_parameters(unet, trainable_modules)
 
     latents = latents.to(device, torch.float32)
@@ -235,7 +219,7 @@ def tune(
     added = {name: x.to(device) for name, x in (added_cond_kwargs or {}).items()}
     generator = generator or torch.Generator().manual_seed(0)
     scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision == "fp16")
-    about = settings | dict(mixed_precision=mixed_precision, seed=generator.initial_seed())
+    about = settings | dict(min_snr=weighed, mixed_precision=mixed_precision, seed=generator.initial_seed())
     about |= _job_fingerprint(unet, list(params), latents, prompt_embeds, scheduler)
     losses: list[float] = []
     with (
@@ -248,7 +232,7 @@ def tune(
                 update_network()
             t, noise = draw_noise(latents, batch, len(scheduler.alphas_cumprod), generator)
             with _autocast(device, mixed_precision):
-                return clip_loss(unet, latents, prompt_embeds, t, noise, scheduler, min_snr, added)
+                return clip_loss(unet, latents, prompt_embeds, t, noise, scheduler, weights, added)
 
         def after_step(step: int, loss: float, weights: dict[str, Tensor]) -> None:
             losses.append(loss)
