@@ -1,4 +1,7 @@
-"Print constraints that hold every library at the lower bound that settings.ini gives: `python tests/lowest.py`."
+"""Print constraints that hold every library at the lower bound that settings.ini gives:
+
+`python tests/lowest.py`.
+"""
 
 import re
 from configparser import ConfigParser

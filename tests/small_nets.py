@@ -1,4 +1,7 @@
-"Small networks in the shapes of SD 1.x, SD 2.x and SDXL, with random weights: what holds for these is no accident of training."
+"""Small networks in the shapes of SD 1.x, SD 2.x and SDXL, with random weights:
+
+What holds for these is no accident of training.
+"""
 
 import torch
 from diffusers import (
@@ -51,7 +54,8 @@ SHAPES = {
 
 
 def randomise(net, seed=0, only=""):
-    "Weights of sensible size, and none at zero or one, where a mistake could hide; `only` those with this in their name."
+    """Weights of sensible size, and none at zero or one, where a mistake could hide; `only` those with
+    this in their name."""
     g = torch.Generator().manual_seed(seed)
     for name, p in net.named_parameters():
         scale = 0.1 if p.ndim == 1 else p[0].numel() ** -0.5
@@ -88,7 +92,8 @@ def only_clip(cond, i):
 
 
 def small_pipeline(folder, shape="sd1", scheduler=None, **unet):
-    """A whole model folder as diffusers writes it: a small VAE and UNet with random weights, and the miniature's tokenizer and text encoder.
+    """A whole model folder as diffusers writes it: a small VAE and UNet with random weights, and the
+    miniature's tokenizer and text encoder.
     The scheduler is Stable Diffusion's own if none is given, PNDM; `unet` changes the network."""
     text, tokenizer = (
         kind.from_pretrained(model_path("sprites"), subfolder=sub)

@@ -1,4 +1,4 @@
-"What of chapter 21 no cell can hold: a run that is cut off, folders of other runs, and what ships."
+"What of chapter 23 no cell can hold: a run that is cut off, folders of other runs, and what ships."
 
 import json
 from importlib.resources import files

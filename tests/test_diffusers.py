@@ -1,4 +1,7 @@
-"What a person who knows diffusers expects of the pipeline, each kept to: loading, sharing, callbacks, adapters, export."
+"""What a person who knows diffusers expects of the pipeline, each kept to:
+
+Loading, sharing, callbacks, adapters, export.
+"""
 
 import inspect
 import json
@@ -12,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from diffusers.utils import export_to_video
-from small_nets import randomise, small_pipeline
+from small_nets import small_pipeline
 
 from tune_a_video_nbs.edit import encode_clip
 from tune_a_video_nbs.errors import InputError, TuneAVideoError
@@ -210,7 +213,7 @@ def test_export_to_video_gives_the_right_colours(tmp_path):
     pipe = TuneAVideoPipeline.from_pretrained("sprites")
     pipe.set_progress_bar_config(disable=True)
     frames = pipe(RED, num_frames=2, num_inference_steps=8, generator=rng()).frames
-    assert frames.dtype == np.float32 and 0 <= frames.min() and frames.max() <= 1
+    assert frames.dtype == np.float32 and frames.min() >= 0 and frames.max() <= 1
     file = export_to_video(frames[0], str(tmp_path / "out.mp4"), fps=8)
     with av.open(file) as container:
         back = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])

@@ -1,4 +1,4 @@
-"What of chapter 20 no cell can hold: whole tables, devices, and statistics at their limits."
+"What of chapter 22 no cell can hold: whole tables, devices, and statistics at their limits."
 
 import json
 import math

@@ -1,4 +1,7 @@
-"The rules of the house: imports point downward, modules are short, code is plain, and the network is light to import."
+"""The rules of the house:
+
+Imports point downward, modules are short, code is plain, and the network is light to import.
+"""
 
 import subprocess
 import sys
@@ -31,7 +34,8 @@ def test_code_is_plain(name):
 @pytest.mark.parametrize("module", ["errors", "files", "clips", "video", "attention", "inflate", "tune"])
 def test_light_to_import(module):
     "A fresh interpreter: what draws and displays is loaded only by what shows."
-    code = f"import sys, tune_a_video_nbs.{module}; print([m for m in ('matplotlib', 'IPython', 'mediapy') if m in sys.modules])"
+    heavy = "('matplotlib', 'IPython', 'mediapy')"
+    code = f"import sys, tune_a_video_nbs.{module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120
     )

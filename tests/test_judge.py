@@ -1,4 +1,4 @@
-"What of chapter 18 no cell can hold: weights in other folders and on other devices, and what ships."
+"What of chapter 20 no cell can hold: weights in other folders and on other devices, and what ships."
 
 import shutil
 from importlib.resources import files

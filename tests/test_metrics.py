@@ -1,4 +1,4 @@
-"What of chapters 19 and 22 no cell can hold: libraries that are missing, and weights in other folders."
+"What of chapters 21 and 24 no cell can hold: libraries that are missing, and weights in other folders."
 
 import builtins
 import sys

@@ -1,4 +1,5 @@
-"Every chapter runs from the top on a fresh process, is clean, exports what the package holds, and stays small."
+"""Every chapter runs from the top on a fresh process, is clean, exports what the package holds, and
+stays small."""
 
 import json
 import os

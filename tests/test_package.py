@@ -59,7 +59,10 @@ def test_wheel_works_elsewhere(wheel, tmp_path):
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel],
         check=True,
     )
-    code = "import tune_a_video_nbs as t, sys; from tune_a_video_nbs.cli import main; print(t.__file__, file=sys.stderr); sys.argv = ['tune-a-video', 'models']; main()"
+    code = (
+        "import tune_a_video_nbs as t, sys; from tune_a_video_nbs.cli import main; "
+        "print(t.__file__, file=sys.stderr); sys.argv = ['tune-a-video', 'models']; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -1,4 +1,7 @@
-"The pipeline on whole small models of each family, with random weights: equal to diffusers' own, offloaded, interrupted, and fed what is broken."
+"""The pipeline on whole small models of each family, with random weights:
+
+Equal to diffusers' own, offloaded, interrupted, and fed what is broken.
+"""
 
 import json
 import shutil
@@ -108,7 +111,10 @@ def test_a_sampler_that_cannot_be_run_backwards_is_changed(scheduler):
 
 
 def test_before_tuning_one_frame_is_what_diffusers_draws(folder):
-    "Same latents, words, words to leave: SD 1, a network that says v, and SDXL with its two encoders, summary and sizes."
+    """Same latents, words, words to leave:
+
+    SD 1, a network that says v, and SDXL with its two encoders, summary and sizes.
+    """
     theirs, ours = DiffusionPipeline.from_pretrained(folder), load(folder)
     theirs.set_progress_bar_config(disable=True)
     theirs.scheduler = as_ddim(ours.scheduler)
@@ -129,7 +135,10 @@ def test_before_tuning_one_frame_is_what_diffusers_draws(folder):
 
 
 def test_tune_invert_draw(folder):
-    "The whole method. A loss that is the network's own, an inversion that follows the prediction type, and a way back."
+    """The whole method.
+
+    A loss that is the network's own, an inversion that follows the prediction type, and a way back.
+    """
     pipe = load(folder)
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     losses = pipe.tune(clip(), RED, steps=3, lr=1e-3)
@@ -231,7 +240,10 @@ def test_model_offload(folder):
 
 
 def test_sequential_offload(folder):
-    "All weights wait on `meta`, and all that is fed to them must not. (accelerate itself cannot run this without an accelerator.)"
+    """All weights wait on `meta`, and all that is fed to them must not.
+
+    (accelerate itself cannot run this without an accelerator.)
+    """
     pipe = load(folder)
     pipe.enable_sequential_cpu_offload(device="cpu")
     assert all(p.is_meta for p in pipe.unet.parameters()) and pipe._execution_device.type == "cpu"

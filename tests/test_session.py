@@ -21,9 +21,7 @@ from tune_a_video_nbs.world import world_of
 
 BLUE = "a blue star is bouncing on the grass"
 NIGHT = "a red star is bouncing on a night sky"
-QUICK = Choices(
-    frames="3", steps="3", preview_every="2", num_inference_steps="2", prompts=f"{BLUE}\n{NIGHT}"
-)
+QUICK = Choices(frames="3", steps="3", preview_every="2", num_inference_steps="2", prompts=f"{BLUE}\n{NIGHT}")
 
 
 @pytest.fixture(scope="module")

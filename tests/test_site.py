@@ -246,7 +246,7 @@ def test_search_finds_a_chapter(tab, server):
     tab.type("inversion")
     tab.until("document.querySelectorAll('.aa-Item a').length > 0")
     found = tab.js("[...document.querySelectorAll('.aa-Item a')].map(a => a.href)")
-    assert any(re.search("03_ddim|16_edit", f) for f in found), found
+    assert any(re.search("03_ddim|17_edit", f) for f in found), found
     tab.js("document.querySelector('.aa-Item a').click()")
     tab.until("!location.href.endsWith('nbs/index.html')")
     assert not tab.errors

@@ -1,4 +1,4 @@
-"What chapter 13 claims, for all three families of Stable Diffusion; and all else is as it was."
+"What chapter 14 claims, for all three families of Stable Diffusion; and all else is as it was."
 
 import pytest
 import torch

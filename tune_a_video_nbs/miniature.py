@@ -159,7 +159,8 @@ def still_loss(
 ) -> Tensor:  # scalar
     """Return the error of the predicted noise.
 
-    Weighted min(SNR, gamma)/SNR in time (Hang et al. 2023), and more near a sprite once its place can be seen."""
+    Weighted min(SNR, gamma)/SNR in time (Hang et al. 2023), and more near a sprite once its
+    place can be seen."""
     ratio = snr(alphas_cumprod)[t][:, None, None, None]
     predicted = unet(q_sample(z, t, noise, alphas_cumprod), t, text_encoder(ids)[0]).sample.float()
     weight = ratio.clamp(max=gamma) / ratio * (1 + (sprite_weight - 1) * near * (ratio > 0.3))

@@ -63,10 +63,11 @@ def comments(module: str) -> dict[int, str]:
 
 @lru_cache
 def public(module: str) -> tuple[str, ...]:
-    "A module's `__all__`."
+    """The names of a module's `__all__` that are defined there; what it only passes on stands where it is
+    built."""
     for node in tree(module).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return tuple(ast.literal_eval(node.value))
+            return tuple(name for name in ast.literal_eval(node.value) if name in defined(module))
     raise ValueError(f"{module}.py has no __all__")
 
 

@@ -1,9 +1,9 @@
-"""Write `nbs/images/studio-*.png`, the stills of chapter 69: the app in a real browser, state by state.
+"""Write `nbs/images/studio-*.png`, the stills of chapter 68: the app in a real browser, state by state.
 
     python web/make_stills.py
 
 Needs Chromium and Voilà, as `tests/test_studio.py` does. Then run the chapter again
-(`tests/run_notebooks.py nbs/69_studio.ipynb`), which keeps them in its outputs."""
+(`tests/run_notebooks.py nbs/68_studio.ipynb`), which keeps them in its outputs."""
 
 import sys
 import tempfile
