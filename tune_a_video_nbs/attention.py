@@ -314,3 +314,13 @@ def add_frame_positions(
     if isinstance(net, ConfigMixin):
         net.register_to_config(frame_positions=True)
     return net
+
+# %% ../nbs/11_attention.ipynb #moved-attention
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

@@ -269,3 +269,13 @@ def _run_share(
         if state.is_main_process and read_results(run.out):
             write_summary(run.out, missing)
         raise
+
+# %% ../nbs/41_benchmark.ipynb #moved-benchmark
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

@@ -236,3 +236,13 @@ for name, command in (("evaluate", evaluate_command), ("benchmark", benchmark_co
 def main() -> None:
     "Run the console script `tune-a-video`."
     start(app)
+
+# %% ../nbs/72_cli.ipynb #moved-cli
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

@@ -268,3 +268,13 @@ def ddpm_sample(
         if callback is not None:
             callback(t, x)
     return x
+
+# %% ../nbs/02_ddpm.ipynb #moved-ddpm
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

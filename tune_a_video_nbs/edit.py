@@ -255,3 +255,13 @@ def invert(
         return scheduler.step(prediction, t, x).prev_sample
 
     return denoise(latents, timesteps, predict, step, on_step_end)
+
+# %% ../nbs/17_edit.ipynb #moved-edit
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

@@ -281,3 +281,13 @@ def metric_rows(
         row |= dict(warp_error=warp_error(clip, source, flows))
         rows.append(row | more)
     return rows
+
+# %% ../nbs/22_evaluate.ipynb #moved-evaluate
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

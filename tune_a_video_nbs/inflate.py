@@ -309,3 +309,13 @@ def deflate(
     spatial = {name: value for name, value in unet.state_dict().items() if "_temp." not in name}
     image_unet.load_state_dict(spatial)
     return image_unet.train(unet.training)
+
+# %% ../nbs/12_inflate.ipynb #moved-inflate
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

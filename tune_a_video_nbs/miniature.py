@@ -264,3 +264,13 @@ def save_miniature(
     (out / "vae/config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     (out / "settings.json").write_text(json.dumps(dict(world=world), indent=1) + "\n", "utf-8")
     return out
+
+# %% ../nbs/05_miniature.ipynb #moved-miniature
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

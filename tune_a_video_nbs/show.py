@@ -298,3 +298,13 @@ def show_curves(
     if len(curves) > 1:
         ax.legend(frameon=False)
     plt.show()
+
+# %% ../nbs/86_show.ipynb #moved-show
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

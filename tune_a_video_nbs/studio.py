@@ -289,3 +289,13 @@ class Studio(widgets.VBox):
             text = code_text(session.tuned, session.drawing, [edit.prompt for edit in session.edits])
         body = f"<pre>{html.escape(text)}</pre>"
         self.code.value = f"<details><summary>Show me the code</summary>{body}</details>"
+
+# %% ../nbs/68_studio.ipynb #moved-studio
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

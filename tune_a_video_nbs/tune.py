@@ -285,3 +285,13 @@ class Watch:
         self.losses.append(loss)
         if (step + 1) % self.every == 0:
             self.seen[step + 1] = self.look(step + 1)
+
+# %% ../nbs/14_tune.ipynb #moved-tune
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)

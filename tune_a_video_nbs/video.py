@@ -60,3 +60,13 @@ def tensor_to_clip(
         raise InputError("the clip holds NaN or infinity: something upstream blew up")
     x = (x.detach().float().clamp(-1, 1) + 1) * 127.5
     return rearrange(x.round().to(torch.uint8), "b c f h w -> b f h w c").cpu().numpy()
+
+# %% ../nbs/10_video.ipynb #moved-video
+from typing import Any
+
+from .moved import moved_name
+
+
+def __getattr__(name: str) -> Any:
+    "Find what stood in this module in version 0.1."
+    return moved_name(__name__, name)
