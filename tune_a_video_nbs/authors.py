@@ -6,7 +6,7 @@ Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/authors.html.md"""
 
 # %% auto #0
 __all__ = ['AUTHORS', 'THEIR_KEYS', 'THEIR_INDEX', 'OLD_VAE_NAMES', 'rename_blocks', 'read_authors_config', 'AuthorsUNet',
-           'load_video_unet', 'write_authors_config', 'save_for_authors', 'load_authors_parts']
+           'load_video_unet', 'write_authors_config', 'save_for_authors', 'load_authors_parts', 'check_text_to_image']
 
 # %% ../nbs/16_authors.ipynb #149cb0f1
 import inspect
@@ -272,3 +272,15 @@ def load_authors_parts(
         "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **hub),
         "scheduler": scheduler_class.from_pretrained(folder, subfolder="scheduler", **hub),
     }
+
+# %% ../nbs/16_authors.ipynb #055f0983
+def check_text_to_image(
+    folder: str | Path,
+    unet: VideoUNet,
+) -> None:
+    "Raise `InputError` on a network that asks for more than noisy latents, such as one for inpainting."
+    if unet.config.in_channels != unet.config.out_channels:
+        raise InputError(
+            f"{folder} takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: "
+            "use a text-to-image model"
+        )
