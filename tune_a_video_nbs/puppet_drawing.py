@@ -177,6 +177,14 @@ def _paint_flow(
     write_window(flow, window, torch.where(seen > 0.5, motion, read_window(flow, window)))
 
 # %% ../nbs/25_puppet_drawing.ipynb #25draw-14
+def _extent(stroke: Stroke) -> Tensor:
+    "Return a stroke's capsules, thick enough to hold their corners however they are turned."
+    if stroke.square is None:
+        return stroke.capsules
+    thick = torch.where(stroke.square, math.sqrt(2), 1.0)[:, None, None]
+    return stroke.capsules * torch.cat([torch.ones_like(thick).expand(-1, -1, 2), thick] * 2, -1)
+
+
 def _over(patch: Tensor, colour: Tensor, share: Tensor) -> None:
     "Lay a colour over a patch."
     patch.addcmul_(share, colour - patch)
@@ -191,8 +199,7 @@ def paint(
 ) -> None:
     "Paint strokes over pictures, all within the smallest box that holds them."
     side = canvas.side
-    extent = torch.cat([stroke.capsules for stroke in layer if not stroke.inside], 1)
-    window = window_around(extent, pictures, side)
+    window = window_around(torch.cat([_extent(s) for s in layer if not s.inside], 1), pictures, side)
     patch = read_window(canvas.maps, window)
     light = patch[:3]
     outline = first = None

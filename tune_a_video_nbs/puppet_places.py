@@ -23,7 +23,7 @@ from .puppet_bodies import Stroke, puppet_layers
 from .puppet_drawing import Canvas, cover, paint
 from .puppets import JOINTS, Puppets
 
-# %% ../nbs/26_puppet_places.ipynb #26plac-06
+# %% ../nbs/26_puppet_places.ipynb #26plac-07
 PLACES = dict(
     forest="in the forest",
     beach="on the beach",
@@ -196,11 +196,11 @@ def paint_place(
     everything = torch.arange(n)
     line = horizon(scenes)[:, None]
     light.copy_(paints[0] + (paints[1] - paints[0]) * (u / line).clamp(max=1)[..., None])
-    for layer in sky_layers(scenes, side):
-        paint(canvas, layer, everything)
     moon = _is(scenes, "moon").nonzero()[:, 0]
     if len(moon):
         paint(canvas, star_layer(scenes.part(moon), side), moon)
+    for layer in sky_layers(scenes, side):
+        paint(canvas, layer, everything)
     flat = _is(scenes, "beach", "city")[:, None]
     rough = torch.where(flat, 0.0, 0.06) * _wave(u + PARALLAX["hills"] * scenes.pan[:, None], scenes, 10)
     ridge = line - torch.where(flat, 0.10, 0.07) + rough
@@ -218,7 +218,7 @@ def paint_place(
     for layer, then in zip(thing_layers(scenes, side), later, strict=True):
         paint(canvas, layer, everything, following=then)
 
-# %% ../nbs/26_puppet_places.ipynb #26plac-08
+# %% ../nbs/26_puppet_places.ipynb #26plac-09
 @dataclass
 class Drawing:
     "Pictures, and all that is known about them."
@@ -247,7 +247,7 @@ def _shadow(one: Puppets, side: int) -> list[Stroke]:
     radius = one.size * side * 0.06
     capsule = torch.stack([x - half, y, radius, x + half, y, radius], -1)[:, None]
     return [
-        Stroke(capsule, torch.tensor([0.10, 0.09, 0.16]).expand(len(x), 3), strength=0.34 - 0.5 * one.lift)
+        Stroke(capsule, torch.tensor([0.10, 0.09, 0.16]).expand(len(x), 3), strength=0.30 - 0.45 * one.lift)
     ]
 
 

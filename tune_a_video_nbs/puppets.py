@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# %% ../nbs/23_puppets.ipynb #23main-06
+# %% ../nbs/23_puppets.ipynb #23main-07
 SPECIES = ("cat", "rabbit", "bear", "duck", "robot", "frog")
 VERBS = ("walking", "jumping", "waving", "dancing", "sitting", "flying", "tumbling")
 AIRBORNE = ("flying", "tumbling")  # verbs whose puppet turns about its middle and stands on nothing
@@ -60,7 +60,7 @@ class Puppets:
         "Return one puppet of some pictures."
         return Puppets(**{field.name: getattr(self, field.name)[pictures, k] for field in fields(self)})
 
-# %% ../nbs/23_puppets.ipynb #23main-09
+# %% ../nbs/23_puppets.ipynb #23main-10
 # angle in turns: (rest, swing, lag) -> rest + swing * sin(2 pi (phase + lag)).
 # 0 hangs straight down, positive turns towards where the puppet faces.
 STANDING: dict[str, tuple[float, float, float]] = dict(
@@ -134,7 +134,7 @@ def pose(
     found["lean"] = torch.where(turning, turn + 0.8 * turn.sin(), found["lean"])
     return found
 
-# %% ../nbs/23_puppets.ipynb #23main-12
+# %% ../nbs/23_puppets.ipynb #23main-13
 MEASURES = (
     *("shoulder", "hand", "thigh", "shin", "foot"),  # radii, in units of the body
     *("toe", "width", "leg", "tall"),  # length of a foot; of trunk and legs, about 1; height when standing
@@ -165,7 +165,7 @@ def limbs_of(
     "Return the measures of limbs, as `LIMBS` has them."
     return {name: row[species] for name, row in _limb_table().items()}
 
-# %% ../nbs/23_puppets.ipynb #23main-14
+# %% ../nbs/23_puppets.ipynb #23main-15
 @dataclass
 class Frame:
     "Axes that move with a part of a body, in pixels."
