@@ -101,7 +101,7 @@ def puppet_path(
     cycles = torch.tensor([1.5, 1.5, 2.0, 1.5, 1.0, 2.0, 1.0])[verb][:, None]
     phase = d + cycles * t
     turn = 2 * math.pi * phase
-    hop = ((turn.sin() + 0.6) / 1.6).clamp(min=0)  # most of the time in the air
+    hop = ((turn.sin() + 0.85) / 1.85).clamp(min=0)  # nearly always in the air
     spot = 0.36 + 0.28 * c + 0 * t
     ways = dict(
         walking=(0.30 + 0.07 * a + (0.40 - 0.07 * a - 0.07 * b) * t, 0.012 * turn.cos().abs()),
@@ -178,8 +178,7 @@ def stage(
         moved.append((phase, torch.stack([x, ground], -1), lift))
     phase, feet, lift = (torch.stack(parts, 2).flatten(0, 1) for parts in zip(*moved, strict=True))
     clip = torch.arange(n).repeat_interleave(f)
-    # Room for two, and for the edge of the picture.
-    smaller = torch.where(two, 0.77, 1.0)
+    smaller = torch.where(two, 0.77, 1.0)  # room for two
     puppets = Puppets(
         *(looks.species[clip], looks.colour[clip], (looks.size * smaller)[clip], looks.build[clip]),
         *(looks.garment[clip], looks.cloth[clip], looks.pattern[clip], looks.belly[clip]),
@@ -259,15 +258,15 @@ def random_puppets(
     "Draw stills and their captions, which leave much open. Raises `InputError` on an unknown split."
     casts = draw_casts(count, generator)
     _keep_to(split, casts, generator)
-    number = torch.bucketize(torch.rand(count, generator=generator), torch.tensor(counts).cumsum(0)[:2])
+    chance = torch.rand(count, generator=generator)
+    number = torch.bucketize(chance, torch.tensor(counts).cumsum(0)[:2], right=True)
     looks = casts.looks
     looks.species = torch.where(torch.arange(2) < number[:, None], looks.species, -1)
     likely = torch.tensor([0.95, 0.5, 0.9, 0.9, 0.5])  # species, colour, verb, place, the second's colour
     if named is not None:
         likely = torch.full((5,), named)
     says = torch.rand(count, 5, generator=generator) < likely
-    time = torch.rand(count, 1, generator=generator)
-    scenes = stage(casts, time)
+    scenes = stage(casts, torch.rand(count, 1, generator=generator))
     return scenes, [_still_caption(scenes, i, says[i].tolist()) for i in range(count)]
 
 
