@@ -146,8 +146,8 @@ def test_the_world_keeps_the_agreement(world):
 
 def test_a_world_is_found_by_name_or_stands_for_itself(world):
     assert get_world() is world and get_world(world) is world
-    with pytest.raises(InputError, match="no world called 'puppets': known are 'sprites'"):
-        get_world("puppets")
+    with pytest.raises(InputError, match="no world called 'muppets': known are 'sprites', 'puppets'"):
+        get_world("muppets")
 
 
 def test_another_world_is_a_line(monkeypatch):

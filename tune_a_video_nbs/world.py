@@ -122,7 +122,10 @@ class World(Protocol):
         "Draw captioned stills for a text-to-image model."
 
 # %% ../nbs/92_world.ipynb #70f85bff
-WORLDS = dict(sprites="tune_a_video_nbs.sprite_world:SpriteWorld")  # name -> where its class stands
+WORLDS = dict(  # name -> where its class stands
+    sprites="tune_a_video_nbs.sprite_world:SpriteWorld",
+    puppets="tune_a_video_nbs.puppet_world:PuppetWorld",
+)
 
 
 @cache
