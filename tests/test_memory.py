@@ -239,7 +239,7 @@ def test_configs_are_enough_for_a_plan(folders):
 
 
 def test_the_papers_clip_on_a_t4():
-    "The figures of chapter 34: tuned with two options, drawn as it is."
+    "The figures of chapter 38: tuned with two options, drawn as it is."
     made = plan("sd15", 24, 512, 15)
     assert made.options["tune"] == {"vae_slicing": True, "gradient_checkpointing": True}
     assert made.options["sample"] == {}

@@ -12,8 +12,8 @@ CHAPTERS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 PARTS = {  # the first number of each part; the workshop comes last, although the code stands on it
     1: "I. Diffusion from nothing",
     10: "II. Tune-A-Video",
-    30: "III. Real models",
-    45: "IV. Beyond the paper",
+    34: "III. Real models",
+    50: "IV. Beyond the paper",
     60: "Tools",
     80: "Workshop",
 }
