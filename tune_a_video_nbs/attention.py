@@ -287,8 +287,8 @@ def add_frame_positions(
 ) -> nn.Module:  # `net`, computing to the bit what it computed
     """Give every temporal layer a sense of order that can learn. Load older weights before.
 
-    "zero" suits any network. "random" tells the frames apart from the first step on, with positions as loud as
-    a normed input; it needs layers that are still silent. Raises `InputError` on a network that does not fit."""
+    "zero" suits any network. "random" tells the frames apart from the first step on, with positions as loud
+    as a normed input; it needs layers that are still silent. Raises `InputError` on what does not fit."""
     if init not in POSITION_INITS:
         raise InputError(f"init is {init!r}; use one of {POSITION_INITS}")
     layers = [m for m in net.modules() if isinstance(m, TemporalAttention)]

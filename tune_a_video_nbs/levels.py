@@ -1,4 +1,4 @@
-"""The same mistake is tiny as noise and huge as a picture, so the weights of the noise levels decide what is learned.
+"""The same mistake is tiny as noise and huge as a picture, so weights decide what is learned.
 
 Docs: https://tune-a-video-nbs.github.io/tune_a_video_nbs/nbs/levels.html.md"""
 
@@ -28,7 +28,7 @@ def level_weights(
 ) -> Tensor:  # (T,), what to multiply the squared error of each noise level by
     """Return how much each noise level counts, in the words of a prediction type.
 
-    "uniform" counts every level once (Ho et al. 2020, eq. 14). The others weigh a guess of the clean data, and
+    "uniform" counts every level once (Ho et al. 2020, eq. 14). The others weigh a guess of clean data, and
     count it the same in whatever words it is told: "min_snr" with `min(SNR, gamma)` (Hang et al. 2023,
     section 3.4), "clean_data" with `min(1, cap*SNR)`, which for a network that predicts noise is
     `min((1 - abar)/abar, cap)`. Raises `InputError` on what cannot be."""
