@@ -40,7 +40,7 @@ house: $(STAMP)  ## who imports whom, how long each module is, what is dense
 COLAB_TORCH ?= 2.13.0
 COLAB_TESTS ?= tests/test_package.py tests/test_show.py tests/test_report.py tests/test_attention.py tests/test_inflate.py tests/test_train.py tests/test_tune.py tests/test_tuned.py \
   tests/test_pipeline.py tests/test_diffusers.py tests/test_bases.py tests/test_memory.py tests/test_judge.py tests/test_metrics.py tests/test_evaluate.py tests/test_ablation.py tests/test_cli.py \
-  "tests/test_notebooks.py::test_runs_with_its_exercises_solved[86_show]"
+  "tests/test_notebooks.py::test_runs_with_its_exercises_solved[87_show]"
 .venv-colab/.ready: settings.ini setup.py pyproject.toml constraints-colab.txt
 	$(PYTHON) -m venv .venv-colab
 	.venv-colab/bin/pip install --quiet --disable-pip-version-check -c constraints-colab.txt torch==$(COLAB_TORCH)
