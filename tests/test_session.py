@@ -34,6 +34,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def untuned(pipe):
+    pipe.unload_tuned()  # whichever test came first
     return weights(pipe)
 
 

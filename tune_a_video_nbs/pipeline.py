@@ -68,6 +68,8 @@ class TuneAVideoPipeline(TuneAVideoBase):
         if len(clip) == 1:
             warn("the clip has one frame: there is no motion to learn")
 
+        progress_is_off = getattr(self, "_progress_bar_config", {}).get("disable", False)
+
         def on_step(step: int, loss: float, weights: dict[str, Tensor]) -> None:
             self.caption = caption  # from the first step on, the weights are this caption's
             if callback is not None:
@@ -92,7 +94,7 @@ class TuneAVideoPipeline(TuneAVideoBase):
                 added_cond_kwargs=conditioning.added_cond_kwargs,
                 generator=generator,
                 callback=on_step,
-                progress=None if self.progress_bar([]).disable else "tuning",
+                progress=None if progress_is_off else "tuning",
                 **kwargs,
             )
         finally:
