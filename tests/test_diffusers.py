@@ -369,12 +369,13 @@ def test_lora_through_diffusers(folder, tmp_path):
     pipe = load(folder)
     plain = draw(pipe)
     names = [n.removesuffix(".weight") for n in pipe.unet.state_dict() if n.endswith("attn2.to_k.weight")]
-    pipe.load_lora_weights(lora_file(tmp_path / "lora.safetensors", pipe.unet, names))
+    lora_file(tmp_path / "lora.safetensors", pipe.unet, names)
+    pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     with_lora = draw(pipe)
     assert (with_lora - plain).abs().max() > 1e-3
     pipe.unload_lora_weights()
     assert torch.equal(draw(pipe), plain)
-    pipe.load_lora_weights(tmp_path / "lora.safetensors")
+    pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     pipe.fuse_lora()
     pipe.unload_lora_weights()
     assert torch.allclose(draw(pipe), with_lora, atol=1e-3 * with_lora.abs().max().item())

@@ -276,7 +276,7 @@ def test_adapters_of_the_user_are_left_alone(folders, tmp_path):
     "Taking our adapter off would take off every other too."
     pipe = load_base(folders["sd1"])
     write_lora(pipe, tmp_path / "lora.safetensors", "diffusers")
-    pipe.load_lora_weights(tmp_path / "lora.safetensors", adapter_name="mine")
+    pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors", adapter_name="mine")
     with pytest.raises(InputError, match="has adapters loaded"):
         fuse_lora(pipe, tmp_path / "lora.safetensors")
     assert pipe.get_active_adapters() == ["mine"]

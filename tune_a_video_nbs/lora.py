@@ -61,7 +61,14 @@ def _load_lora(
     num_layers = len(lora_layers(path))
     try:
         with quiet():
-            pipe.load_lora_weights(str(path), adapter_name="fuse")
+            folder, name = str(Path(path).parent), Path(path).name  # offline, older diffusers wants both
+            pipe.load_lora_weights(folder, weight_name=name, adapter_name="fuse")
+    except (
+        IndexError
+    ) as error:  # diffusers 0.39 beside transformers 5: the text encoder's layers have other names
+        raise MissingPackageError(
+            f"{path} changes the text encoder, which this diffusers cannot do: pip install -U diffusers"
+        ) from error
     except (AttributeError, KeyError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} was made for another model: diffusers cannot load it ({error})") from error
     modules = [module for part in components for module in getattr(pipe, part).modules()]
