@@ -409,7 +409,7 @@ def test_a_run_works_where_it_is_told(monkeypatch, tmp_path):
     "B14: without `pipe`, the model stayed on the CPU of a machine with GPUs."
     monkeypatch.setattr(benchmark, "TuneAVideoPipeline", Movable)
 
-    def second_of_two(stacklevel):
+    def second_of_two():
         return SimpleNamespace(device="cuda:1")
 
     monkeypatch.setattr(benchmark, "processes", second_of_two)

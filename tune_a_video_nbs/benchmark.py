@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from tqdm.auto import tqdm
 from .benchmark_page import write_summary
 from .clips import write_clip
 from .datasets import Entry, read_entry
-from .errors import DivergedError
+from .errors import DivergedError, warn
 from .pipeline import TuneAVideoPipeline
 from tune_a_video_nbs.results import (
     Result,
@@ -128,19 +127,14 @@ def _draw_edit(
     return file, score_all(run.metrics, clip, source, prompt, entry.caption)
 
 # %% ../nbs/45_benchmark.ipynb #22be0067
-def processes(
-    stacklevel: int = 2,  # of the warning: 2 points at the caller
-) -> PartialState:
+def processes() -> PartialState:
     """Return which of how many processes this is.
 
     Warns where a launcher started one and was asked for several."""
     long = timedelta(days=30)  # the first that is done waits for the others, however long they take
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=long)
     if state.num_processes == 1 and {"MASTER_ADDR", "ACCELERATE_USE_CPU"} <= os.environ.keys():
-        warnings.warn(
-            "accelerate launch started one process only: for several on CPUs say --multi_gpu, and not --cpu",
-            stacklevel=stacklevel,
-        )
+        warn("accelerate launch started one process only: for several on CPUs say --multi_gpu, and not --cpu")
     return state
 
 # %% ../nbs/45_benchmark.ipynb #22be0068
@@ -229,7 +223,7 @@ def run_benchmark(
 
     A job that fails is recorded, and the rest go on. Raises `InputError` on settings that are not those of
     the folder."""
-    state = processes(stacklevel=3)
+    state = processes()
     out = Path(out)
     check_folder(out)
     check_names(entries)

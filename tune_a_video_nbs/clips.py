@@ -23,7 +23,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .errors import InputError, MissingFileError
+from .errors import InputError, MissingFileError, warn
 from .films import GRACE, Frame, film_frames, film_frames_at, open_film, video_stream
 from tune_a_video_nbs.pictures import (  # noqa: F401
     PICTURES,
@@ -250,7 +250,7 @@ def read_clip(
     else:
         clip = _read_by_number(path, num_frames, size, start, stride, problems)
     if problems:
-        warnings.warn(f"{problems[0]}: look at the frames you got", stacklevel=2)
+        warn(f"{problems[0]}: look at the frames you got")
     return np.stack(clip)
 
 # %% ../nbs/86_clips.ipynb #be606328

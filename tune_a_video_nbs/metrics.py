@@ -9,7 +9,6 @@ __all__ = ['Pictures', 'FLOWS', 'FlowFunction', 'consistency', 'frame_consistenc
            'ssim', 'lpips', 'error_flicker', 'block_flow', 'opencv_flow', 'warp', 'visible', 'motion', 'warp_error']
 
 # %% ../nbs/21_metrics.ipynb #f83c0f22
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .clips import as_uint8
-from .errors import InputError, MissingPackageError
+from .errors import InputError, MissingPackageError, warn
 from .judge import ClipJudge, clip_model
 
 Pictures = np.ndarray | Tensor  # uint8 or float in [0, 1]; a clip (f, h, w, 3), or one picture (h, w, 3)
@@ -52,10 +51,9 @@ def _choose_judge(
     judge = clip_model("sprites", device)
     side = judge.model.config.vision_config.image_size
     if np.shape(clip)[-3:] != (side, side, 3):
-        warnings.warn(
+        warn(
             f"the miniature's CLIP judges sprites of {side}x{side} pixels: for other clips say "
-            "model='openai/clip-vit-base-patch32'",
-            stacklevel=3,
+            "model='openai/clip-vit-base-patch32'"
         )
     return judge
 
