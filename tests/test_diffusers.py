@@ -204,6 +204,15 @@ def test_names_are_where_a_diffusers_user_looks():
     ]
 
 
+@pytest.mark.parametrize(
+    "more", [{"num_class_embeds": 10}, {"encoder_hid_dim_type": "image_proj", "encoder_hid_dim": 24}]
+)
+def test_a_network_that_asks_for_more_is_refused_when_opened(tmp_path, more):
+    folder = small_pipeline(tmp_path / "more", **more)
+    with pytest.raises(InputError, match="asks for more than words"):
+        load(folder)
+
+
 # --- drawing
 
 
@@ -390,7 +399,10 @@ def test_textual_inversion_of_several_vectors(pipe, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         three = encode_prompt(pipe, ["a red <mine>"], 16, 16).prompt_embeds
-    ids = pipe.tokenizer(pipe.maybe_convert_prompt("a red <mine>", pipe.tokenizer)).input_ids
+    by_hand = pipe.maybe_convert_prompt("a red <mine>", pipe.tokenizer)
+    again = encode_prompt(pipe, [by_hand], 16, 16).prompt_embeds
+    assert torch.equal(again, three)  # what is spelled out already stays
+    ids = pipe.tokenizer(by_hand).input_ids
     assert len(ids) == 1 + 2 + 3 + 1 and not torch.equal(one, three)
 
 

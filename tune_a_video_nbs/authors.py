@@ -284,3 +284,12 @@ def check_text_to_image(
             f"{folder} takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: "
             "use a text-to-image model"
         )
+    asked = {
+        name: unet.config.get(name)
+        for name in ("num_class_embeds", "class_embed_type", "encoder_hid_dim_type")
+    }
+    for name, value in asked.items():
+        if value is not None:
+            raise InputError(
+                f"{folder} asks for more than words ({name} is {value!r}): use a text-to-image model"
+            )
